@@ -42,7 +42,9 @@ def generate(target: Path) -> None:
     ]
     if protoc.main(arguments) != 0:
         raise SystemExit("protoc failed; its messages are above")
-    services = {str(Path(source).with_suffix("")) for source in sources if _declares_service(source)}
+    services = {
+        str(Path(source).with_suffix("")) for source in sources if _declares_service(source)
+    }
     for stub in target.rglob("*_pb2_grpc.py*"):
         # protoc writes an empty grpc file for protos without a service: dead weight for readers.
         stem = str(stub.relative_to(target)).split("_pb2_grpc")[0]
@@ -55,7 +57,9 @@ def _declares_service(source: str) -> bool:
 
 
 def stubs(directory: Path) -> set[Path]:
-    return {path.relative_to(directory) for pattern in PATTERNS for path in directory.rglob(pattern)}
+    return {
+        path.relative_to(directory) for pattern in PATTERNS for path in directory.rglob(pattern)
+    }
 
 
 def write() -> None:
@@ -76,7 +80,9 @@ def check() -> int:
     try:
         generate(scratch)
         made, committed = stubs(scratch), stubs(TARGET)
-        differing = {p for p in made & committed if not filecmp.cmp(scratch / p, TARGET / p, shallow=False)}
+        differing = {
+            p for p in made & committed if not filecmp.cmp(scratch / p, TARGET / p, shallow=False)
+        }
         wrong = sorted(str(path) for path in (made ^ committed) | differing)
     finally:
         shutil.rmtree(scratch)
@@ -88,8 +94,12 @@ def check() -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="compare only; exit 1 when out of date")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="compare only; exit 1 when out of date"
+    )
     if parser.parse_args().check:
         return check()
     write()

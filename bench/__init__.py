@@ -1,0 +1,1 @@
+"""Benchmarks: our figures beside a peer's or a physical limit's, measured in the same run."""
