@@ -89,6 +89,76 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     effect of an idempotent call is settled by retrying it with the same
     request_id.
     """
+    ERROR_REASON_PROVIDER_UNKNOWN: _ErrorReason.ValueType  # 300
+    """No provider of that name (INVALID_ARGUMENT). ListProviders has them all."""
+    ERROR_REASON_PROVIDER_NOT_CONFIGURED: _ErrorReason.ValueType  # 301
+    """The operator has not configured what this provider needs, for example its
+    OAuth client (FAILED_PRECONDITION). Metadata "provider" names it.
+    """
+    ERROR_REASON_CREDENTIAL_REJECTED: _ErrorReason.ValueType  # 302
+    """The provider refused the secret or the code (FAILED_PRECONDITION). Give
+    the right one; retrying the same changes nothing.
+    """
+    ERROR_REASON_PROVIDER_UNAVAILABLE: _ErrorReason.ValueType  # 303
+    """The provider could not be reached, or answered with a failure of its own
+    (UNAVAILABLE). Retry after the RetryInfo delay.
+    """
+    ERROR_REASON_PROVIDER_RATE_LIMITED: _ErrorReason.ValueType  # 304
+    """The provider's rate limit is used up (RESOURCE_EXHAUSTED). Retry after the
+    RetryInfo delay, not sooner: more tries can lengthen it.
+    """
+    ERROR_REASON_PROVIDER_ANSWER_INVALID: _ErrorReason.ValueType  # 305
+    """The provider answered with something that is not what its API promises:
+    HTML, nothing, too much (FAILED_PRECONDITION). Check the service URL.
+    """
+    ERROR_REASON_EGRESS_DENIED: _ErrorReason.ValueType  # 306
+    """The address is private, local, or otherwise not one this server may call
+    (FAILED_PRECONDITION). The operator can allow it by setting.
+    """
+    ERROR_REASON_CONNECTION_NEEDS_REAUTH: _ErrorReason.ValueType  # 307
+    """A person must connect again before this works (FAILED_PRECONDITION).
+    Metadata "state_reason" says why.
+    """
+    ERROR_REASON_CONNECTION_REVOKED: _ErrorReason.ValueType  # 308
+    """The connection was withdrawn for good (FAILED_PRECONDITION)."""
+    ERROR_REASON_CONNECTION_NOT_GRANTED: _ErrorReason.ValueType  # 309
+    """The run's grant does not name this connection (PERMISSION_DENIED)."""
+    ERROR_REASON_RUN_LEASES_REVOKED: _ErrorReason.ValueType  # 310
+    """The run's attempt was ended and its leases revoked (PERMISSION_DENIED).
+    A newer attempt has a newer token.
+    """
+    ERROR_REASON_SCOPES_MISSING: _ErrorReason.ValueType  # 311
+    """The credential lacks scopes that the tool needs (FAILED_PRECONDITION).
+    Metadata "scopes" names them; connect again with them.
+    """
+    ERROR_REASON_CREDENTIAL_UNREADABLE: _ErrorReason.ValueType  # 312
+    """What is stored cannot be decrypted (DATA_LOSS): its key is not in the
+    ring, or the row was tampered with. Tell the operator; connect again.
+    """
+    ERROR_REASON_REFRESH_IN_PROGRESS: _ErrorReason.ValueType  # 313
+    """The credential is being renewed by another call (UNAVAILABLE). Retry after
+    the RetryInfo delay.
+    """
+    ERROR_REASON_REFRESH_NOT_SUPPORTED: _ErrorReason.ValueType  # 314
+    """This kind of credential cannot be renewed (FAILED_PRECONDITION)."""
+    ERROR_REASON_AUTHORIZATION_INVALID: _ErrorReason.ValueType  # 315
+    """The state is unknown, used, expired, or belongs to somebody else
+    (FAILED_PRECONDITION). Begin again.
+    """
+    ERROR_REASON_AUTHORIZATION_DENIED: _ErrorReason.ValueType  # 316
+    """The person or the provider refused the authorization (FAILED_PRECONDITION).
+    Metadata "error" has the provider's code.
+    """
+    ERROR_REASON_NOT_OWNER: _ErrorReason.ValueType  # 317
+    """Only the connection's owner, or where the RPC says so connections:admin,
+    may do this (PERMISSION_DENIED).
+    """
+    ERROR_REASON_KEY_UNKNOWN: _ErrorReason.ValueType  # 318
+    """The key is not in the ring, or not its active one (FAILED_PRECONDITION)."""
+    ERROR_REASON_CONSENT_WITHDRAWN: _ErrorReason.ValueType  # 319
+    """The owner has withdrawn the consent under which the run's grant names the
+    connection (PERMISSION_DENIED).
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused, for programs. Every error carries exactly one
@@ -164,5 +234,75 @@ ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 17
 """The call did not finish before its deadline (DEADLINE_EXCEEDED). The
 effect of an idempotent call is settled by retrying it with the same
 request_id.
+"""
+ERROR_REASON_PROVIDER_UNKNOWN: ErrorReason.ValueType  # 300
+"""No provider of that name (INVALID_ARGUMENT). ListProviders has them all."""
+ERROR_REASON_PROVIDER_NOT_CONFIGURED: ErrorReason.ValueType  # 301
+"""The operator has not configured what this provider needs, for example its
+OAuth client (FAILED_PRECONDITION). Metadata "provider" names it.
+"""
+ERROR_REASON_CREDENTIAL_REJECTED: ErrorReason.ValueType  # 302
+"""The provider refused the secret or the code (FAILED_PRECONDITION). Give
+the right one; retrying the same changes nothing.
+"""
+ERROR_REASON_PROVIDER_UNAVAILABLE: ErrorReason.ValueType  # 303
+"""The provider could not be reached, or answered with a failure of its own
+(UNAVAILABLE). Retry after the RetryInfo delay.
+"""
+ERROR_REASON_PROVIDER_RATE_LIMITED: ErrorReason.ValueType  # 304
+"""The provider's rate limit is used up (RESOURCE_EXHAUSTED). Retry after the
+RetryInfo delay, not sooner: more tries can lengthen it.
+"""
+ERROR_REASON_PROVIDER_ANSWER_INVALID: ErrorReason.ValueType  # 305
+"""The provider answered with something that is not what its API promises:
+HTML, nothing, too much (FAILED_PRECONDITION). Check the service URL.
+"""
+ERROR_REASON_EGRESS_DENIED: ErrorReason.ValueType  # 306
+"""The address is private, local, or otherwise not one this server may call
+(FAILED_PRECONDITION). The operator can allow it by setting.
+"""
+ERROR_REASON_CONNECTION_NEEDS_REAUTH: ErrorReason.ValueType  # 307
+"""A person must connect again before this works (FAILED_PRECONDITION).
+Metadata "state_reason" says why.
+"""
+ERROR_REASON_CONNECTION_REVOKED: ErrorReason.ValueType  # 308
+"""The connection was withdrawn for good (FAILED_PRECONDITION)."""
+ERROR_REASON_CONNECTION_NOT_GRANTED: ErrorReason.ValueType  # 309
+"""The run's grant does not name this connection (PERMISSION_DENIED)."""
+ERROR_REASON_RUN_LEASES_REVOKED: ErrorReason.ValueType  # 310
+"""The run's attempt was ended and its leases revoked (PERMISSION_DENIED).
+A newer attempt has a newer token.
+"""
+ERROR_REASON_SCOPES_MISSING: ErrorReason.ValueType  # 311
+"""The credential lacks scopes that the tool needs (FAILED_PRECONDITION).
+Metadata "scopes" names them; connect again with them.
+"""
+ERROR_REASON_CREDENTIAL_UNREADABLE: ErrorReason.ValueType  # 312
+"""What is stored cannot be decrypted (DATA_LOSS): its key is not in the
+ring, or the row was tampered with. Tell the operator; connect again.
+"""
+ERROR_REASON_REFRESH_IN_PROGRESS: ErrorReason.ValueType  # 313
+"""The credential is being renewed by another call (UNAVAILABLE). Retry after
+the RetryInfo delay.
+"""
+ERROR_REASON_REFRESH_NOT_SUPPORTED: ErrorReason.ValueType  # 314
+"""This kind of credential cannot be renewed (FAILED_PRECONDITION)."""
+ERROR_REASON_AUTHORIZATION_INVALID: ErrorReason.ValueType  # 315
+"""The state is unknown, used, expired, or belongs to somebody else
+(FAILED_PRECONDITION). Begin again.
+"""
+ERROR_REASON_AUTHORIZATION_DENIED: ErrorReason.ValueType  # 316
+"""The person or the provider refused the authorization (FAILED_PRECONDITION).
+Metadata "error" has the provider's code.
+"""
+ERROR_REASON_NOT_OWNER: ErrorReason.ValueType  # 317
+"""Only the connection's owner, or where the RPC says so connections:admin,
+may do this (PERMISSION_DENIED).
+"""
+ERROR_REASON_KEY_UNKNOWN: ErrorReason.ValueType  # 318
+"""The key is not in the ring, or not its active one (FAILED_PRECONDITION)."""
+ERROR_REASON_CONSENT_WITHDRAWN: ErrorReason.ValueType  # 319
+"""The owner has withdrawn the consent under which the run's grant names the
+connection (PERMISSION_DENIED).
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
