@@ -159,6 +159,31 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The owner has withdrawn the consent under which the run's grant names the
     connection (PERMISSION_DENIED).
     """
+    ERROR_REASON_GRANT_UNUSABLE: _ErrorReason.ValueType  # 200
+    """The grant that a schedule or trigger names is unknown, revoked, expired,
+    or does not allow its graph (FAILED_PRECONDITION). Metadata "grant_id" and
+    "cause" say which. Create a grant that does, and name it.
+    """
+    ERROR_REASON_SCHEDULE_NEVER_FIRES: _ErrorReason.ValueType  # 201
+    """The spec has no slot left in the next hundred years (INVALID_ARGUMENT):
+    30 February, an end in the past, or exclusions that cover everything.
+    """
+    ERROR_REASON_SCHEDULE_DELETED: _ErrorReason.ValueType  # 202
+    """The schedule was deleted (FAILED_PRECONDITION). Create another one."""
+    ERROR_REASON_SCHEDULE_COMPLETED: _ErrorReason.ValueType  # 203
+    """The schedule is COMPLETED, it has no slot left (FAILED_PRECONDITION).
+    Update its spec or its remaining_actions.
+    """
+    ERROR_REASON_BACKFILL_EMPTY: _ErrorReason.ValueType  # 204
+    """The span holds no slot that a backfill could start
+    (FAILED_PRECONDITION): none at all, or all have an outcome.
+    """
+    ERROR_REASON_TRIGGER_DELETED: _ErrorReason.ValueType  # 205
+    """The trigger was deleted (FAILED_PRECONDITION). Create another one."""
+    ERROR_REASON_DELIVERY_BODY_GONE: _ErrorReason.ValueType  # 206
+    """The delivery's body is past its retention (FAILED_PRECONDITION). Ask the
+    sender to send it again.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused, for programs. Every error carries exactly one
@@ -304,5 +329,30 @@ ERROR_REASON_KEY_UNKNOWN: ErrorReason.ValueType  # 318
 ERROR_REASON_CONSENT_WITHDRAWN: ErrorReason.ValueType  # 319
 """The owner has withdrawn the consent under which the run's grant names the
 connection (PERMISSION_DENIED).
+"""
+ERROR_REASON_GRANT_UNUSABLE: ErrorReason.ValueType  # 200
+"""The grant that a schedule or trigger names is unknown, revoked, expired,
+or does not allow its graph (FAILED_PRECONDITION). Metadata "grant_id" and
+"cause" say which. Create a grant that does, and name it.
+"""
+ERROR_REASON_SCHEDULE_NEVER_FIRES: ErrorReason.ValueType  # 201
+"""The spec has no slot left in the next hundred years (INVALID_ARGUMENT):
+30 February, an end in the past, or exclusions that cover everything.
+"""
+ERROR_REASON_SCHEDULE_DELETED: ErrorReason.ValueType  # 202
+"""The schedule was deleted (FAILED_PRECONDITION). Create another one."""
+ERROR_REASON_SCHEDULE_COMPLETED: ErrorReason.ValueType  # 203
+"""The schedule is COMPLETED, it has no slot left (FAILED_PRECONDITION).
+Update its spec or its remaining_actions.
+"""
+ERROR_REASON_BACKFILL_EMPTY: ErrorReason.ValueType  # 204
+"""The span holds no slot that a backfill could start
+(FAILED_PRECONDITION): none at all, or all have an outcome.
+"""
+ERROR_REASON_TRIGGER_DELETED: ErrorReason.ValueType  # 205
+"""The trigger was deleted (FAILED_PRECONDITION). Create another one."""
+ERROR_REASON_DELIVERY_BODY_GONE: ErrorReason.ValueType  # 206
+"""The delivery's body is past its retention (FAILED_PRECONDITION). Ask the
+sender to send it again.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
