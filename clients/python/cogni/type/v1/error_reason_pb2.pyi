@@ -89,6 +89,103 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     effect of an idempotent call is settled by retrying it with the same
     request_id.
     """
+    ERROR_REASON_GRANT_REVOKED: _ErrorReason.ValueType  # 100
+    """The grant was revoked (PERMISSION_DENIED). Metadata "grant_id" names it.
+    Ask for another grant.
+    """
+    ERROR_REASON_GRANT_EXPIRED: _ErrorReason.ValueType  # 101
+    """The grant's expire_time has passed (PERMISSION_DENIED). Metadata
+    "grant_id" names it. Ask for another grant.
+    """
+    ERROR_REASON_GRANT_NOT_OWNED: _ErrorReason.ValueType  # 102
+    """The grant belongs to another subject (PERMISSION_DENIED). Only its owner,
+    and services acting for the owner, can start runs under it.
+    """
+    ERROR_REASON_GRAPH_NOT_GRANTED: _ErrorReason.ValueType  # 103
+    """The grant does not name the graph (PERMISSION_DENIED). Metadata
+    "graph_id" names it.
+    """
+    ERROR_REASON_GRAPH_BROKEN: _ErrorReason.ValueType  # 104
+    """The graph's code could not be loaded by the runners
+    (FAILED_PRECONDITION). GetGraph says why; the operator must repair it.
+    """
+    ERROR_REASON_REVISION_NOT_AVAILABLE: _ErrorReason.ValueType  # 105
+    """No runner has that revision of the graph (FAILED_PRECONDITION). Leave the
+    revision empty to run the newest.
+    """
+    ERROR_REASON_THREAD_BUSY: _ErrorReason.ValueType  # 106
+    """Another run of the thread has not finished (FAILED_PRECONDITION). Metadata
+    "run_id" names it. Wait for it, cancel it, or use another thread.
+    """
+    ERROR_REASON_THREAD_NOT_OWNED: _ErrorReason.ValueType  # 107
+    """The thread belongs to another subject or graph (PERMISSION_DENIED)."""
+    ERROR_REASON_RUN_ACTIVE: _ErrorReason.ValueType  # 108
+    """The run has not finished, and the call is for finished runs only
+    (FAILED_PRECONDITION). Cancel it or wait.
+    """
+    ERROR_REASON_RUN_NOT_WAITING: _ErrorReason.ValueType  # 109
+    """The run waits for no answer (FAILED_PRECONDITION). Metadata "state" says
+    where it stands.
+    """
+    ERROR_REASON_INTERRUPT_ANSWERED: _ErrorReason.ValueType  # 110
+    """The question was answered before with another answer
+    (FAILED_PRECONDITION). The first answer counts.
+    """
+    ERROR_REASON_SEQ_OUT_OF_RANGE: _ErrorReason.ValueType  # 111
+    """after_seq lies beyond the end of the run's event log (OUT_OF_RANGE).
+    Metadata "newest_seq" is the end. Watch from there or from 0.
+    """
+    ERROR_REASON_EVENTS_EXPIRED: _ErrorReason.ValueType  # 112
+    """The run's events are no longer kept (FAILED_PRECONDITION). A log expires
+    whole, never in part; GetRun still tells the result.
+    """
+    ERROR_REASON_LEASE_LOST: _ErrorReason.ValueType  # 113
+    """The attempt no longer holds the run's lease (ABORTED). A runner that
+    meets it must stop the attempt at once.
+    """
+    ERROR_REASON_RESOURCE_NOT_OWNED: _ErrorReason.ValueType  # 114
+    """The grant may not name this connection or account, because the caller
+    neither owns it nor was given it (PERMISSION_DENIED). Metadata "resource"
+    and "id" name it.
+    """
+    ERROR_REASON_TOOL_NOT_GRANTED: _ErrorReason.ValueType  # 115
+    """The grant does not name the tool. Seen in events and audit records."""
+    ERROR_REASON_ARGUMENT_NOT_ALLOWED: _ErrorReason.ValueType  # 116
+    """An argument of the invocation breaks a constraint of the grant. Seen in
+    events and audit records.
+    """
+    ERROR_REASON_INVOCATION_LIMIT: _ErrorReason.ValueType  # 118
+    """The run has invoked the tool as often as the grant allows. Seen in events
+    and audit records.
+    """
+    ERROR_REASON_BUDGET_EXHAUSTED: _ErrorReason.ValueType  # 119
+    """The next call could cost more than what is left. Seen as the error of a
+    run. Raise the budget or fund the account, then replay the run.
+    """
+    ERROR_REASON_GRAPH_FAILED: _ErrorReason.ValueType  # 120
+    """The graph raised an exception. Seen as the error of a run; its type and
+    node are beside it.
+    """
+    ERROR_REASON_ATTEMPTS_EXHAUSTED: _ErrorReason.ValueType  # 121
+    """The processes that executed the run died as often as max_attempts allows.
+    Seen as the error of a run.
+    """
+    ERROR_REASON_RUN_TIMEOUT: _ErrorReason.ValueType  # 122
+    """The run took longer than its timeout. Seen as the error of a run."""
+    ERROR_REASON_RUN_CANCELLED: _ErrorReason.ValueType  # 123
+    """The run was cancelled. Seen as the error of a run; its cancellation says
+    who asked and why.
+    """
+    ERROR_REASON_STEPS_EXHAUSTED: _ErrorReason.ValueType  # 124
+    """The graph took more steps than max_steps allows. Seen as the error of a
+    run.
+    """
+    ERROR_REASON_OUTCOME_UNKNOWN: _ErrorReason.ValueType  # 125
+    """Nobody knows whether the invocation happened. Seen in events and audit
+    records of a run that waits for a person's verdict.
+    """
+    ERROR_REASON_TOOL_FAILED: _ErrorReason.ValueType  # 126
+    """The tool itself failed. Seen in events and audit records."""
     ERROR_REASON_PROVIDER_UNKNOWN: _ErrorReason.ValueType  # 300
     """No provider of that name (INVALID_ARGUMENT). ListProviders has them all."""
     ERROR_REASON_PROVIDER_NOT_CONFIGURED: _ErrorReason.ValueType  # 301
@@ -260,6 +357,103 @@ ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 17
 effect of an idempotent call is settled by retrying it with the same
 request_id.
 """
+ERROR_REASON_GRANT_REVOKED: ErrorReason.ValueType  # 100
+"""The grant was revoked (PERMISSION_DENIED). Metadata "grant_id" names it.
+Ask for another grant.
+"""
+ERROR_REASON_GRANT_EXPIRED: ErrorReason.ValueType  # 101
+"""The grant's expire_time has passed (PERMISSION_DENIED). Metadata
+"grant_id" names it. Ask for another grant.
+"""
+ERROR_REASON_GRANT_NOT_OWNED: ErrorReason.ValueType  # 102
+"""The grant belongs to another subject (PERMISSION_DENIED). Only its owner,
+and services acting for the owner, can start runs under it.
+"""
+ERROR_REASON_GRAPH_NOT_GRANTED: ErrorReason.ValueType  # 103
+"""The grant does not name the graph (PERMISSION_DENIED). Metadata
+"graph_id" names it.
+"""
+ERROR_REASON_GRAPH_BROKEN: ErrorReason.ValueType  # 104
+"""The graph's code could not be loaded by the runners
+(FAILED_PRECONDITION). GetGraph says why; the operator must repair it.
+"""
+ERROR_REASON_REVISION_NOT_AVAILABLE: ErrorReason.ValueType  # 105
+"""No runner has that revision of the graph (FAILED_PRECONDITION). Leave the
+revision empty to run the newest.
+"""
+ERROR_REASON_THREAD_BUSY: ErrorReason.ValueType  # 106
+"""Another run of the thread has not finished (FAILED_PRECONDITION). Metadata
+"run_id" names it. Wait for it, cancel it, or use another thread.
+"""
+ERROR_REASON_THREAD_NOT_OWNED: ErrorReason.ValueType  # 107
+"""The thread belongs to another subject or graph (PERMISSION_DENIED)."""
+ERROR_REASON_RUN_ACTIVE: ErrorReason.ValueType  # 108
+"""The run has not finished, and the call is for finished runs only
+(FAILED_PRECONDITION). Cancel it or wait.
+"""
+ERROR_REASON_RUN_NOT_WAITING: ErrorReason.ValueType  # 109
+"""The run waits for no answer (FAILED_PRECONDITION). Metadata "state" says
+where it stands.
+"""
+ERROR_REASON_INTERRUPT_ANSWERED: ErrorReason.ValueType  # 110
+"""The question was answered before with another answer
+(FAILED_PRECONDITION). The first answer counts.
+"""
+ERROR_REASON_SEQ_OUT_OF_RANGE: ErrorReason.ValueType  # 111
+"""after_seq lies beyond the end of the run's event log (OUT_OF_RANGE).
+Metadata "newest_seq" is the end. Watch from there or from 0.
+"""
+ERROR_REASON_EVENTS_EXPIRED: ErrorReason.ValueType  # 112
+"""The run's events are no longer kept (FAILED_PRECONDITION). A log expires
+whole, never in part; GetRun still tells the result.
+"""
+ERROR_REASON_LEASE_LOST: ErrorReason.ValueType  # 113
+"""The attempt no longer holds the run's lease (ABORTED). A runner that
+meets it must stop the attempt at once.
+"""
+ERROR_REASON_RESOURCE_NOT_OWNED: ErrorReason.ValueType  # 114
+"""The grant may not name this connection or account, because the caller
+neither owns it nor was given it (PERMISSION_DENIED). Metadata "resource"
+and "id" name it.
+"""
+ERROR_REASON_TOOL_NOT_GRANTED: ErrorReason.ValueType  # 115
+"""The grant does not name the tool. Seen in events and audit records."""
+ERROR_REASON_ARGUMENT_NOT_ALLOWED: ErrorReason.ValueType  # 116
+"""An argument of the invocation breaks a constraint of the grant. Seen in
+events and audit records.
+"""
+ERROR_REASON_INVOCATION_LIMIT: ErrorReason.ValueType  # 118
+"""The run has invoked the tool as often as the grant allows. Seen in events
+and audit records.
+"""
+ERROR_REASON_BUDGET_EXHAUSTED: ErrorReason.ValueType  # 119
+"""The next call could cost more than what is left. Seen as the error of a
+run. Raise the budget or fund the account, then replay the run.
+"""
+ERROR_REASON_GRAPH_FAILED: ErrorReason.ValueType  # 120
+"""The graph raised an exception. Seen as the error of a run; its type and
+node are beside it.
+"""
+ERROR_REASON_ATTEMPTS_EXHAUSTED: ErrorReason.ValueType  # 121
+"""The processes that executed the run died as often as max_attempts allows.
+Seen as the error of a run.
+"""
+ERROR_REASON_RUN_TIMEOUT: ErrorReason.ValueType  # 122
+"""The run took longer than its timeout. Seen as the error of a run."""
+ERROR_REASON_RUN_CANCELLED: ErrorReason.ValueType  # 123
+"""The run was cancelled. Seen as the error of a run; its cancellation says
+who asked and why.
+"""
+ERROR_REASON_STEPS_EXHAUSTED: ErrorReason.ValueType  # 124
+"""The graph took more steps than max_steps allows. Seen as the error of a
+run.
+"""
+ERROR_REASON_OUTCOME_UNKNOWN: ErrorReason.ValueType  # 125
+"""Nobody knows whether the invocation happened. Seen in events and audit
+records of a run that waits for a person's verdict.
+"""
+ERROR_REASON_TOOL_FAILED: ErrorReason.ValueType  # 126
+"""The tool itself failed. Seen in events and audit records."""
 ERROR_REASON_PROVIDER_UNKNOWN: ErrorReason.ValueType  # 300
 """No provider of that name (INVALID_ARGUMENT). ListProviders has them all."""
 ERROR_REASON_PROVIDER_NOT_CONFIGURED: ErrorReason.ValueType  # 301
