@@ -89,6 +89,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     effect of an idempotent call is settled by retrying it with the same
     request_id.
     """
+<<<<<<< HEAD
     ERROR_REASON_GRANT_REVOKED: _ErrorReason.ValueType  # 100
     """The grant was revoked (PERMISSION_DENIED). Metadata "grant_id" names it.
     Ask for another grant.
@@ -280,6 +281,68 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_DELIVERY_BODY_GONE: _ErrorReason.ValueType  # 206
     """The delivery's body is past its retention (FAILED_PRECONDITION). Ask the
     sender to send it again.
+=======
+    ERROR_REASON_ASSET_UNKNOWN: _ErrorReason.ValueType  # 400
+    """The asset's code is not one the Ledger knows (INVALID_ARGUMENT)."""
+    ERROR_REASON_ASSET_MISMATCH: _ErrorReason.ValueType  # 401
+    """The amount's asset, or the other account's, is not the account's
+    (FAILED_PRECONDITION). Metadata "asset" is the account's.
+    """
+    ERROR_REASON_INSUFFICIENT_FUNDS: _ErrorReason.ValueType  # 402
+    """The account has less available than the transfer, hold or top-up needs
+    (FAILED_PRECONDITION). Metadata "account_id" and "available". The
+    request_id stays refused: fund the account, then use a new one.
+    """
+    ERROR_REASON_ACCOUNT_NOT_OWNED: _ErrorReason.ValueType  # 403
+    """The caller does not own the account (PERMISSION_DENIED). Ask its owner or a
+    caller with scope ledger:admin.
+    """
+    ERROR_REASON_BUDGET_EXHAUSTED: _ErrorReason.ValueType  # 404
+    """The account's budget has less left in this period than the hold or top-up
+    needs (FAILED_PRECONDITION). Metadata "account_id" and "left".
+    """
+    ERROR_REASON_STALE_ATTEMPT: _ErrorReason.ValueType  # 405
+    """An attempt that lost its lease tried to act on the run's hold
+    (FAILED_PRECONDITION). Metadata "epoch" is the newest that acted. Stop.
+    """
+    ERROR_REASON_HOLD_CLOSED: _ErrorReason.ValueType  # 406
+    """The hold was released or settled and can't be used again
+    (FAILED_PRECONDITION).
+    """
+    ERROR_REASON_HOLD_BELONGS_TO_RUN: _ErrorReason.ValueType  # 407
+    """A run's hold can't be settled by hand: charges take from it
+    (FAILED_PRECONDITION).
+    """
+    ERROR_REASON_HOLD_EXCEEDED: _ErrorReason.ValueType  # 408
+    """The settlement is more than what remains of the hold
+    (FAILED_PRECONDITION). Metadata "remaining".
+    """
+    ERROR_REASON_CORRECTION_EXCEEDS_ENTRY: _ErrorReason.ValueType  # 409
+    """Corrections of an entry would give back more than it moved
+    (FAILED_PRECONDITION). Metadata "left".
+    """
+    ERROR_REASON_ENTRY_NOT_CORRECTABLE: _ErrorReason.ValueType  # 410
+    """This entry can't be corrected, because it is itself a correction or moved
+    nothing (FAILED_PRECONDITION). Correct the entry it names instead.
+    """
+    ERROR_REASON_BALANCE_OVERFLOW: _ErrorReason.ValueType  # 411
+    """The balance would have more than 38 digits (OUT_OF_RANGE)."""
+    ERROR_REASON_LOG_KEY_MISSING: _ErrorReason.ValueType  # 412
+    """The Ledger runs without a key to sign tree heads (FAILED_PRECONDITION). The
+    operator sets COGNI_LEDGER_LOG_KEY_FILE.
+    """
+    ERROR_REASON_TREE_SIZE_INVALID: _ErrorReason.ValueType  # 413
+    """The sequence or tree size is beyond the log, or the two sizes are in the
+    wrong order (OUT_OF_RANGE). Metadata "tree_size" is the log's.
+    """
+    ERROR_REASON_SOURCE_SYSTEM_RESERVED: _ErrorReason.ValueType  # 414
+    """The source_system belongs to one of Cogni's own services, and the caller is
+    not that service (PERMISSION_DENIED).
+    """
+    ERROR_REASON_ACCOUNT_NOT_ALLOWED: _ErrorReason.ValueType  # 415
+    """The account was used as its own counterpart, or is one that only the system
+    moves money in (FAILED_PRECONDITION).
+>>>>>>> 7d63fc4 (Say what the Ledger promises: the whole contract of cogni.ledger.v1)
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -357,6 +420,7 @@ ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 17
 effect of an idempotent call is settled by retrying it with the same
 request_id.
 """
+<<<<<<< HEAD
 ERROR_REASON_GRANT_REVOKED: ErrorReason.ValueType  # 100
 """The grant was revoked (PERMISSION_DENIED). Metadata "grant_id" names it.
 Ask for another grant.
@@ -548,5 +612,67 @@ ERROR_REASON_TRIGGER_DELETED: ErrorReason.ValueType  # 205
 ERROR_REASON_DELIVERY_BODY_GONE: ErrorReason.ValueType  # 206
 """The delivery's body is past its retention (FAILED_PRECONDITION). Ask the
 sender to send it again.
+=======
+ERROR_REASON_ASSET_UNKNOWN: ErrorReason.ValueType  # 400
+"""The asset's code is not one the Ledger knows (INVALID_ARGUMENT)."""
+ERROR_REASON_ASSET_MISMATCH: ErrorReason.ValueType  # 401
+"""The amount's asset, or the other account's, is not the account's
+(FAILED_PRECONDITION). Metadata "asset" is the account's.
+"""
+ERROR_REASON_INSUFFICIENT_FUNDS: ErrorReason.ValueType  # 402
+"""The account has less available than the transfer, hold or top-up needs
+(FAILED_PRECONDITION). Metadata "account_id" and "available". The
+request_id stays refused: fund the account, then use a new one.
+"""
+ERROR_REASON_ACCOUNT_NOT_OWNED: ErrorReason.ValueType  # 403
+"""The caller does not own the account (PERMISSION_DENIED). Ask its owner or a
+caller with scope ledger:admin.
+"""
+ERROR_REASON_BUDGET_EXHAUSTED: ErrorReason.ValueType  # 404
+"""The account's budget has less left in this period than the hold or top-up
+needs (FAILED_PRECONDITION). Metadata "account_id" and "left".
+"""
+ERROR_REASON_STALE_ATTEMPT: ErrorReason.ValueType  # 405
+"""An attempt that lost its lease tried to act on the run's hold
+(FAILED_PRECONDITION). Metadata "epoch" is the newest that acted. Stop.
+"""
+ERROR_REASON_HOLD_CLOSED: ErrorReason.ValueType  # 406
+"""The hold was released or settled and can't be used again
+(FAILED_PRECONDITION).
+"""
+ERROR_REASON_HOLD_BELONGS_TO_RUN: ErrorReason.ValueType  # 407
+"""A run's hold can't be settled by hand: charges take from it
+(FAILED_PRECONDITION).
+"""
+ERROR_REASON_HOLD_EXCEEDED: ErrorReason.ValueType  # 408
+"""The settlement is more than what remains of the hold
+(FAILED_PRECONDITION). Metadata "remaining".
+"""
+ERROR_REASON_CORRECTION_EXCEEDS_ENTRY: ErrorReason.ValueType  # 409
+"""Corrections of an entry would give back more than it moved
+(FAILED_PRECONDITION). Metadata "left".
+"""
+ERROR_REASON_ENTRY_NOT_CORRECTABLE: ErrorReason.ValueType  # 410
+"""This entry can't be corrected, because it is itself a correction or moved
+nothing (FAILED_PRECONDITION). Correct the entry it names instead.
+"""
+ERROR_REASON_BALANCE_OVERFLOW: ErrorReason.ValueType  # 411
+"""The balance would have more than 38 digits (OUT_OF_RANGE)."""
+ERROR_REASON_LOG_KEY_MISSING: ErrorReason.ValueType  # 412
+"""The Ledger runs without a key to sign tree heads (FAILED_PRECONDITION). The
+operator sets COGNI_LEDGER_LOG_KEY_FILE.
+"""
+ERROR_REASON_TREE_SIZE_INVALID: ErrorReason.ValueType  # 413
+"""The sequence or tree size is beyond the log, or the two sizes are in the
+wrong order (OUT_OF_RANGE). Metadata "tree_size" is the log's.
+"""
+ERROR_REASON_SOURCE_SYSTEM_RESERVED: ErrorReason.ValueType  # 414
+"""The source_system belongs to one of Cogni's own services, and the caller is
+not that service (PERMISSION_DENIED).
+"""
+ERROR_REASON_ACCOUNT_NOT_ALLOWED: ErrorReason.ValueType  # 415
+"""The account was used as its own counterpart, or is one that only the system
+moves money in (FAILED_PRECONDITION).
+>>>>>>> 7d63fc4 (Say what the Ledger promises: the whole contract of cogni.ledger.v1)
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
