@@ -89,7 +89,6 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     effect of an idempotent call is settled by retrying it with the same
     request_id.
     """
-<<<<<<< HEAD
     ERROR_REASON_GRANT_REVOKED: _ErrorReason.ValueType  # 100
     """The grant was revoked (PERMISSION_DENIED). Metadata "grant_id" names it.
     Ask for another grant.
@@ -281,7 +280,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_DELIVERY_BODY_GONE: _ErrorReason.ValueType  # 206
     """The delivery's body is past its retention (FAILED_PRECONDITION). Ask the
     sender to send it again.
-=======
+    """
     ERROR_REASON_ASSET_UNKNOWN: _ErrorReason.ValueType  # 400
     """The asset's code is not one the Ledger knows (INVALID_ARGUMENT)."""
     ERROR_REASON_ASSET_MISMATCH: _ErrorReason.ValueType  # 401
@@ -296,10 +295,6 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_ACCOUNT_NOT_OWNED: _ErrorReason.ValueType  # 403
     """The caller does not own the account (PERMISSION_DENIED). Ask its owner or a
     caller with scope ledger:admin.
-    """
-    ERROR_REASON_BUDGET_EXHAUSTED: _ErrorReason.ValueType  # 404
-    """The account's budget has less left in this period than the hold or top-up
-    needs (FAILED_PRECONDITION). Metadata "account_id" and "left".
     """
     ERROR_REASON_STALE_ATTEMPT: _ErrorReason.ValueType  # 405
     """An attempt that lost its lease tried to act on the run's hold
@@ -342,7 +337,6 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_ACCOUNT_NOT_ALLOWED: _ErrorReason.ValueType  # 415
     """The account was used as its own counterpart, or is one that only the system
     moves money in (FAILED_PRECONDITION).
->>>>>>> 7d63fc4 (Say what the Ledger promises: the whole contract of cogni.ledger.v1)
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -420,7 +414,6 @@ ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 17
 effect of an idempotent call is settled by retrying it with the same
 request_id.
 """
-<<<<<<< HEAD
 ERROR_REASON_GRANT_REVOKED: ErrorReason.ValueType  # 100
 """The grant was revoked (PERMISSION_DENIED). Metadata "grant_id" names it.
 Ask for another grant.
@@ -612,7 +605,7 @@ ERROR_REASON_TRIGGER_DELETED: ErrorReason.ValueType  # 205
 ERROR_REASON_DELIVERY_BODY_GONE: ErrorReason.ValueType  # 206
 """The delivery's body is past its retention (FAILED_PRECONDITION). Ask the
 sender to send it again.
-=======
+"""
 ERROR_REASON_ASSET_UNKNOWN: ErrorReason.ValueType  # 400
 """The asset's code is not one the Ledger knows (INVALID_ARGUMENT)."""
 ERROR_REASON_ASSET_MISMATCH: ErrorReason.ValueType  # 401
@@ -627,10 +620,6 @@ request_id stays refused: fund the account, then use a new one.
 ERROR_REASON_ACCOUNT_NOT_OWNED: ErrorReason.ValueType  # 403
 """The caller does not own the account (PERMISSION_DENIED). Ask its owner or a
 caller with scope ledger:admin.
-"""
-ERROR_REASON_BUDGET_EXHAUSTED: ErrorReason.ValueType  # 404
-"""The account's budget has less left in this period than the hold or top-up
-needs (FAILED_PRECONDITION). Metadata "account_id" and "left".
 """
 ERROR_REASON_STALE_ATTEMPT: ErrorReason.ValueType  # 405
 """An attempt that lost its lease tried to act on the run's hold
@@ -673,6 +662,5 @@ not that service (PERMISSION_DENIED).
 ERROR_REASON_ACCOUNT_NOT_ALLOWED: ErrorReason.ValueType  # 415
 """The account was used as its own counterpart, or is one that only the system
 moves money in (FAILED_PRECONDITION).
->>>>>>> 7d63fc4 (Say what the Ledger promises: the whole contract of cogni.ledger.v1)
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
