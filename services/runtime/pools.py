@@ -1,0 +1,151 @@
+"""Holds the bounded connection pools of one database role."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+from sqlalchemy import event
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from services.runtime.failures import while_connecting
+
+# How long the client waits beyond the server's own statement timeout before it gives up.
+_ANSWER_GRACE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class DatabaseLimits:
+    """What one process may take from its database.
+
+    The three transaction timeouts stay well under a lease, so that a process stopped inside a
+    transaction cannot hold a leased row for as long as the lease lasts.
+    """
+
+    app_connections_max: int = 10
+    jobs_connections_max: int = 4
+    raw_connections_max: int = 4
+    wait_for_connection: timedelta = timedelta(seconds=5)
+    connect: timedelta = timedelta(seconds=5)
+    connection_lifetime: timedelta = timedelta(minutes=30)
+    statement: timedelta = timedelta(seconds=10)
+    lock: timedelta = timedelta(seconds=2)
+    idle_in_transaction: timedelta = timedelta(seconds=5)
+
+
+def plain_dsn(url: str) -> str:
+    """Return a libpq URL for `url`, which may name SQLAlchemy's driver."""
+    return url.replace("postgresql+asyncpg://", "postgresql://", 1)
+
+
+def server_settings(
+    schema: str, role: str, application_name: str, limits: DatabaseLimits
+) -> dict[str, str]:
+    """Return what a connection asks of the server as it connects: its role among it."""
+    return {
+        "role": role,
+        "search_path": schema,
+        "application_name": application_name,
+        "timezone": "UTC",
+        "statement_timeout": _milliseconds(limits.statement),
+        "lock_timeout": _milliseconds(limits.lock),
+        "idle_in_transaction_session_timeout": _milliseconds(limits.idle_in_transaction),
+    }
+
+
+class RolePools:
+    """Two pools of one role: SQLAlchemy's, and asyncpg's own for the hot paths.
+
+    The second spares the greenlet switches and the reset query of each checkout.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        schema: str,
+        role: str,
+        application_name: str,
+        connections_max: int,
+        limits: DatabaseLimits,
+    ) -> None:
+        self._limits = limits
+        self._options: dict[str, Any] = {
+            "dsn": dsn,
+            "timeout": limits.connect.total_seconds(),
+            "command_timeout": limits.statement.total_seconds() + _ANSWER_GRACE_SECONDS,
+            "server_settings": server_settings(schema, role, application_name, limits),
+        }
+        self.engine = _engine(self._options, connections_max, limits)
+        self._raw: asyncpg.Pool | None = None
+
+    @asynccontextmanager
+    async def raw(self) -> AsyncIterator[asyncpg.Connection]:
+        """Lend an asyncpg connection outside a transaction; it must come back so."""
+        with while_connecting():
+            pool = await self._raw_pool()
+            connection = await pool.acquire(
+                timeout=self._limits.wait_for_connection.total_seconds()
+            )
+        try:
+            yield connection
+        finally:
+            await pool.release(connection)
+
+    async def recycle(self) -> None:
+        """Drop the idle connections; those in use go when they are given back."""
+        await self.engine.dispose()
+        if self._raw is not None:
+            await self._raw.expire_connections()
+
+    async def close(self) -> None:
+        """Close every connection, also those in use."""
+        await self.engine.dispose()
+        if self._raw is not None:
+            self._raw.terminate()
+
+    async def _raw_pool(self) -> asyncpg.Pool:
+        # Made here and not in __init__: a pool belongs to the loop it is made on. Without initial
+        # connections nothing suspends between the test and the assignment.
+        if self._raw is None:
+            self._raw = asyncpg.create_pool(
+                **self._options,
+                init_size=0,
+                min_size=0,
+                max_size=self._limits.raw_connections_max,
+                reset=_nothing_to_reset,
+            )
+        return await self._raw
+
+
+async def _nothing_to_reset(connection: asyncpg.Connection) -> None:
+    """Stand in for asyncpg's reset query: nothing outlives our transactions."""
+
+
+def _engine(options: dict[str, Any], connections_max: int, limits: DatabaseLimits) -> AsyncEngine:
+    async def connect(*_: object, **__: object) -> asyncpg.Connection:
+        return await asyncpg.connect(**options)
+
+    engine = create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=connect,
+        pool_size=connections_max,
+        max_overflow=0,
+        pool_timeout=limits.wait_for_connection.total_seconds(),
+        pool_recycle=int(limits.connection_lifetime.total_seconds()),
+    )
+    event.listen(engine.sync_engine, "checkout", _refuse_closed)
+    return engine
+
+
+def _refuse_closed(dbapi_connection: Any, *_: object) -> None:
+    # asyncpg learns of a server's restart without asking, so this costs no round trip; the pool
+    # answers DisconnectionError by connecting anew.
+    if dbapi_connection.driver_connection.is_closed():
+        raise DisconnectionError
+
+
+def _milliseconds(duration: timedelta) -> str:
+    return str(int(duration.total_seconds() * 1000))

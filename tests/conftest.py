@@ -1,0 +1,69 @@
+"""Fixtures on real software: one PostgreSQL and one Redis per test session, a database per test."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.runtime.database import Database
+from services.runtime.pools import DatabaseLimits
+from tests.databases import Clock, DatabaseFactory, Databases
+from tests.servers import Servers
+
+_SERVERS = pytest.StashKey[Servers]()
+
+
+def _servers(config: pytest.Config) -> Servers:
+    """Return what this session's tests run on, whoever started it."""
+    if _SERVERS not in config.stash:
+        given = getattr(config, "workerinput", None)
+        config.stash[_SERVERS] = Servers.given(given) if given else Servers()
+    return config.stash[_SERVERS]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: object) -> None:
+    """Start the servers in the controller of pytest-xdist, which outlives its workers."""
+    node.workerinput.update(_servers(node.config).addresses())  # type: ignore[attr-defined]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop what this process started, and delete its files."""
+    if _SERVERS in config.stash:
+        config.stash[_SERVERS].stop()
+
+
+@pytest.fixture(scope="session")
+def postgres(request: pytest.FixtureRequest) -> str:
+    """The URL of the session's PostgreSQL, logged in as its superuser."""
+    return _servers(request.config).postgres_url
+
+
+@pytest.fixture(scope="session")
+def _databases(postgres: str) -> Databases:
+    return Databases(postgres)
+
+
+@pytest.fixture
+async def database(_databases: Databases) -> AsyncIterator[DatabaseFactory]:
+    """`await database("ledger")` gives a Database of this test alone, cloned from a migrated one.
+
+    Its login is no superuser. Asked twice for one schema, it gives two databases.
+    """
+    opened: list[Database] = []
+
+    async def open_clone(
+        schema: str, package: str | None = None, limits: DatabaseLimits | None = None
+    ) -> Database:
+        url = await _databases.clone(schema, package or f"services.{schema}")
+        opened.append(Database.open(url, schema, application_name="tests", limits=limits))
+        return opened[-1]
+
+    yield open_clone
+    for each in opened:
+        await each.close()
+
+
+@pytest.fixture
+def clock(_databases: Databases) -> Clock:
+    """`await clock.advance(db, timedelta(...))` shifts cogni_now() of one database."""
+    return Clock(_databases)

@@ -1,0 +1,129 @@
+"""Clones a migrated template database for each test, and shifts a database's clock."""
+
+import asyncio
+import itertools
+import os
+import secrets
+from collections.abc import Awaitable
+from datetime import timedelta
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from services.runtime.database import Database
+from services.runtime.migrations import migrate
+from services.runtime.pools import DatabaseLimits
+
+_LOGIN = "service_login"
+_PASSWORD = "service"
+
+
+class DatabaseFactory(Protocol):
+    """What the fixture `database` is."""
+
+    def __call__(
+        self, schema: str, package: str | None = None, limits: DatabaseLimits | None = None
+    ) -> Awaitable[Database]:
+        """Open a fresh clone of the schema's template; `package` holds its migrations."""
+
+
+class Databases:
+    """The databases of one PostgreSQL: a template per schema, shared by all workers."""
+
+    def __init__(self, admin_url: str) -> None:
+        self._admin_url = admin_url
+        self._templates: set[str] = set()
+        self._names = (
+            f"test_{os.getpid()}_{secrets.token_hex(3)}_{each}" for each in itertools.count()
+        )
+
+    async def clone(self, schema: str, package: str) -> str:
+        """Return the URL of a new database with the schema migrated, for a plain login."""
+        template = await self._template(schema, package)
+        name = next(self._names)
+        await self._admin(f'CREATE DATABASE "{name}" TEMPLATE "{template}" OWNER {_LOGIN}')
+        return self.url(name)
+
+    async def empty(self) -> str:
+        """Return the URL of a new database without any schema, for a login that may migrate it."""
+        name = next(self._names)
+        async with _Turn(self._admin_url, _LOGIN) as admin:
+            await _ensure_login(admin)
+            await admin.execute(f'CREATE DATABASE "{name}" TEMPLATE template0 OWNER {_LOGIN}')
+        return self.url(name)
+
+    async def shift(self, name: str, offset: timedelta) -> None:
+        """Make cogni_now() of new connections to the database `name` differ by `offset`."""
+        seconds = offset.total_seconds()
+        await self._admin(f"ALTER DATABASE \"{name}\" SET cogni.now_offset = '{seconds} seconds'")
+
+    def url(self, name: str) -> str:
+        """Return the plain login's URL of a database."""
+        server = urlsplit(self._admin_url)
+        return f"postgresql://{_LOGIN}:{_PASSWORD}@{server.hostname}:{server.port}/{name}"
+
+    async def _template(self, schema: str, package: str) -> str:
+        name = f"template_{schema}_{package.replace('.', '_')}"
+        if name in self._templates:
+            return name
+        async with _Turn(self._admin_url, name) as admin:
+            if not await admin.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", name):
+                await _ensure_login(admin)
+                await admin.execute(f'CREATE DATABASE "{name}_new" OWNER {_LOGIN}')
+                await asyncio.to_thread(migrate, self.url(f"{name}_new"), schema, package)
+                await admin.execute(f'ALTER DATABASE "{name}_new" RENAME TO "{name}"')
+        self._templates.add(name)
+        return name
+
+    async def _admin(self, statement: str) -> None:
+        connection = await asyncpg.connect(self._admin_url)
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+
+class Clock:
+    """Shifts the time a database tells."""
+
+    def __init__(self, databases: Databases) -> None:
+        self._databases = databases
+        self._offsets: dict[str, timedelta] = {}
+
+    async def advance(self, database: Database, by: timedelta) -> None:
+        """Move cogni_now() of `database` by `by`, also backwards.
+
+        Transactions under way keep the old time, as do other Database objects until they
+        `recycle`.
+        """
+        name = urlsplit(database.url).path.lstrip("/")
+        self._offsets[name] = self._offsets.get(name, timedelta()) + by
+        await self._databases.shift(name, self._offsets[name])
+        await database.recycle()
+
+
+class _Turn:
+    """A superuser's connection that holds the right to do `what`, alone among all workers."""
+
+    def __init__(self, admin_url: str, what: str) -> None:
+        self._admin_url = admin_url
+        self._what = what
+
+    async def __aenter__(self) -> asyncpg.Connection:
+        self._connection = await asyncpg.connect(self._admin_url)
+        await self._connection.execute(
+            "SELECT pg_advisory_lock(hashtextextended($1, 0))", self._what
+        )
+        return self._connection
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._connection.close()
+
+
+async def _ensure_login(admin: asyncpg.Connection) -> None:
+    if not await admin.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", _LOGIN):
+        await admin.execute(
+            f"DO $$ BEGIN CREATE ROLE {_LOGIN} LOGIN CREATEROLE PASSWORD '{_PASSWORD}'; "
+            "EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$"
+        )
