@@ -1301,19 +1301,19 @@ class WatchBudgetsRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    AFTER_CURSOR_FIELD_NUMBER: _builtins.int
-    after_cursor: _builtins.str
+    CURSOR_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
     """The cursor of the last message that was handled; empty starts with the
     current state of every budget.
     """
     def __init__(
         self,
         *,
-        after_cursor: _builtins.str = ...,
+        cursor: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_cursor", b"after_cursor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1331,7 +1331,7 @@ class WatchBudgetsResponse(_message.Message):
     cursor: _builtins.str
     """Resume after this."""
     resume: _builtins.bool
-    """The server is stopping: call again with after_cursor = cursor."""
+    """The server is stopping: call again with this cursor."""
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[_budget_pb2.BudgetChange]:
         """The changes, in order; empty in a heartbeat."""

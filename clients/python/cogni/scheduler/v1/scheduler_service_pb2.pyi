@@ -1084,9 +1084,14 @@ class WatchSlotsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SCHEDULE_IDS_FIELD_NUMBER: _builtins.int
-    AFTER_CURSOR_FIELD_NUMBER: _builtins.int
-    after_cursor: _builtins.str
-    """The cursor of the last message that was handled. Empty means from now on."""
+    CURSOR_FIELD_NUMBER: _builtins.int
+    FROM_NOW_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """Where to go on: the cursor of the last message that was handled. Empty:
+    from the oldest change that is kept.
+    """
+    from_now: _builtins.bool
+    """With an empty cursor: begin with what changes from now on."""
     @_builtins.property
     def schedule_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only slots of these schedules, at most 100. Empty means all of the tenant."""
@@ -1095,11 +1100,12 @@ class WatchSlotsRequest(_message.Message):
         self,
         *,
         schedule_ids: _abc.Iterable[_builtins.str] | None = ...,
-        after_cursor: _builtins.str = ...,
+        cursor: _builtins.str = ...,
+        from_now: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_cursor", b"after_cursor", "schedule_ids", b"schedule_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "from_now", b"from_now", "schedule_ids", b"schedule_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
