@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from services.standalone.errors import StandaloneError
 from services.standalone.redis import EmbeddedRedis
@@ -42,7 +44,7 @@ def test_nobody_gets_in_without_the_password(server: EmbeddedRedis) -> None:
     server.start()
 
     with (
-        redis.Redis(host="127.0.0.1", port=server.port or 0) as client,
+        redis.Redis(port=server.port or 0, retry=Retry(NoBackoff(), 0)) as client,
         pytest.raises(redis.AuthenticationError),
     ):
         client.ping()
