@@ -45,7 +45,8 @@ def test_the_protos_generate_go_that_compiles(tmp_path: Path) -> None:
     )
     (tmp_path / "go.mod").write_text(
         "module cogni.dev/go\n\ngo 1.24\n\n"
-        f"require (\n\tgoogle.golang.org/grpc {GO_GRPC}\n\tgoogle.golang.org/protobuf {GO_PROTOBUF}\n)\n"
+        f"require google.golang.org/grpc {GO_GRPC}\n"
+        f"require google.golang.org/protobuf {GO_PROTOBUF}\n"
     )
     environment = {"GOFLAGS": "-modcacherw"}
 
@@ -68,7 +69,11 @@ def test_the_protos_generate_typescript_that_compiles(tmp_path: Path) -> None:
     generated = tmp_path / "gen"
     generated.mkdir()
     plugin = folder / "node_modules" / ".bin" / "protoc-gen-es"
-    protoc(f"--plugin=protoc-gen-es={plugin}", f"--es_out={generated}", "--es_opt=target=ts,import_extension=js")
+    protoc(
+        f"--plugin=protoc-gen-es={plugin}",
+        f"--es_out={generated}",
+        "--es_opt=target=ts,import_extension=js",
+    )
     shutil.copy(folder / "package.json", tmp_path)
     (tmp_path / "node_modules").symlink_to(folder / "node_modules")
 
