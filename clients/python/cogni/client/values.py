@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,6 +44,8 @@ def _parse(value: Any, into: struct_pb2.Struct | struct_pb2.Value) -> None:
 def _exact(value: Any) -> Any:
     if isinstance(value, bool):
         return value
+    if isinstance(value, float) and not math.isfinite(value):
+        raise TypeError(f"{value} has no JSON form")
     if isinstance(value, int) and abs(value) > EXACT_INTEGER_MAX:
         return str(value)
     if isinstance(value, Mapping):
