@@ -1,0 +1,274 @@
+"""The slot engine: the instants that a spec gives, a pure function of spec and zone rules."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Protocol
+from zoneinfo import ZoneInfo
+
+from services.scheduler.cron import parse_cron
+from services.scheduler.patterns import WallPattern
+from services.scheduler.specs import (
+    CronRecurrence,
+    Exclusion,
+    IntervalRecurrence,
+    Spec,
+)
+from services.scheduler.wall import DstEffect, DstPolicy, instants, offsets_around
+from services.scheduler.zones import load_zone
+
+HORIZON = timedelta(days=366 * 100)
+_DAY = timedelta(days=1)
+_WINDOW_MAX = timedelta(days=7)
+_WINDOW_SLOTS = 32
+# Excluded candidates that one search looks at before it gives the schedule up as empty.
+_EXCLUDED_MAX = 600_000
+_END_OF_TIME = datetime(9000, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Occurrence:
+    """One slot of a spec: its nominal time in UTC, and what a clock change did to it."""
+
+    time: datetime
+    effect: DstEffect = DstEffect.NONE
+
+
+class WallTimes(Protocol):
+    """A source of naive wall times."""
+
+    @property
+    def times_per_day(self) -> int:
+        """About how many times a day has."""
+
+    def between(self, first: datetime, last: datetime) -> Iterator[datetime]:
+        """The wall times from first to last, both included."""
+
+    def next_day(self, day: date, last: date) -> date | None:
+        """The first day with a wall time, from `day` to `last`."""
+
+
+class _Source(Protocol):
+    def between(self, start: datetime, end: datetime) -> Iterator[Occurrence]: ...
+
+    @property
+    def spacing(self) -> timedelta: ...
+
+
+class Slots:
+    """The slots of one spec. Every answer is independent of where a search begins."""
+
+    def __init__(self, spec: Spec) -> None:
+        """Raises UnknownZoneError or CronError for specs that no rule checked."""
+        self._spec = spec
+        self._zone = load_zone(spec.time_zone)
+        self._source = _source(spec, self._zone)
+        self._exclusions = tuple(_Excluder(each, self._zone) for each in spec.exclusions)
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The zone whose wall clock the spec speaks of."""
+        return self._zone
+
+    def between(self, start: datetime, end: datetime) -> Iterator[Occurrence]:
+        """The slots in [start, end), in order, lazily."""
+        low, high = self._bounded(start, end)
+        excluded = 0
+        while low < high:
+            for found in self._source.between(low, high):
+                until = self._excluded_until(found.time)
+                if until is None:
+                    yield found
+                    continue
+                excluded += 1
+                if excluded > _EXCLUDED_MAX:
+                    return
+                if until > found.time + self._source.spacing:
+                    low = until
+                    break
+            else:
+                return
+
+    def after(self, instant: datetime, inclusive: bool = False) -> Occurrence | None:
+        """The first slot after an instant, or None when there is none within HORIZON."""
+        start = instant if inclusive else instant + timedelta(microseconds=1)
+        return next(self.between(start, min(start + HORIZON, _END_OF_TIME)), None)
+
+    def before(self, instant: datetime) -> Occurrence | None:
+        """The last slot before an instant, or None when there is none within 40 years."""
+        width = self._source.spacing * 4
+        high = instant
+        limit = instant - timedelta(days=366 * 40)
+        while high > limit:
+            low = high - min(width, timedelta(days=512))
+            last = None
+            for last in self.between(low, high):  # noqa: B007 - the loop's last value is the answer
+                pass
+            if last is not None:
+                return last
+            high, width = low, width * 2
+        return None
+
+    def recurs_at(self, instant: datetime) -> bool:
+        """Whether the bare recurrence has a time there, whatever excludes or bounds it."""
+        return any(self._source.between(instant, instant + timedelta(microseconds=1)))
+
+    def excludes(self, instant: datetime) -> bool:
+        """Whether an exclusion covers the instant."""
+        return self._excluded_until(instant) is not None
+
+    def _bounded(self, start: datetime, end: datetime) -> tuple[datetime, datetime]:
+        if self._spec.start_time is not None:
+            start = max(start, self._spec.start_time)
+        if self._spec.end_time is not None:
+            end = min(end, self._spec.end_time)
+        return start, end
+
+    def _excluded_until(self, instant: datetime) -> datetime | None:
+        latest = None
+        for exclusion in self._exclusions:
+            until = exclusion.until(instant)
+            if until is not None and (latest is None or until > latest):
+                latest = until
+        return latest
+
+
+def jitter_share(schedule_id: str) -> float:
+    """A schedule's fixed share of its jitter, in [0, 1), spread evenly over schedules.
+
+    It comes from the id alone, not from the slot: the runs of one schedule keep their distance.
+    """
+    digest = hashlib.sha256(schedule_id.encode()).digest()
+    return int.from_bytes(digest[:6]) / 2**48
+
+
+def fire_time(slot: datetime, following: datetime | None, spec: Spec, share: float) -> datetime:
+    """When a slot fires: nominal time and the share of the jitter, before the next slot."""
+    room = spec.jitter if following is None else min(spec.jitter, following - slot)
+    return slot + timedelta(seconds=int(room.total_seconds() * share))
+
+
+class _IntervalSource:
+    def __init__(self, recurrence: IntervalRecurrence) -> None:
+        self._recurrence = recurrence
+
+    @property
+    def spacing(self) -> timedelta:
+        return self._recurrence.every
+
+    def between(self, start: datetime, end: datetime) -> Iterator[Occurrence]:
+        every, anchor = self._recurrence.every, self._recurrence.anchor_time
+        current = anchor - ((anchor - start) // every) * every
+        while current < end:
+            yield Occurrence(current)
+            current += every
+
+
+class _WallSource:
+    """Wall times mapped to instants, window by window."""
+
+    def __init__(self, times: WallTimes, zone: ZoneInfo, policy: DstPolicy) -> None:
+        self._times = times
+        self._zone = zone
+        self._policy = policy
+
+    @property
+    def spacing(self) -> timedelta:
+        return _DAY / max(1, self._times.times_per_day)
+
+    def between(self, start: datetime, end: datetime) -> Iterator[Occurrence]:
+        width = min(_WINDOW_MAX, self.spacing)
+        while start < end:
+            stop = min(start + width, end)
+            found, last_wall = self._window(start, stop)
+            yield from found
+            start = stop if found else self._skip(stop, last_wall, end)
+            width = min(_WINDOW_MAX, self.spacing * _WINDOW_SLOTS, width * 2)
+
+    def _window(self, start: datetime, end: datetime) -> tuple[list[Occurrence], datetime]:
+        least, greatest = offsets_around(start, end, self._zone)
+        first = start.replace(tzinfo=None) + least
+        last = end.replace(tzinfo=None) + greatest
+        found: dict[datetime, DstEffect] = {}
+        for wall in self._times.between(first, last):
+            for instant, effect in instants(wall, self._zone, self._policy):
+                # A time that is really on the clock wins over one that was moved onto it.
+                if start <= instant < end and found.get(instant) is not DstEffect.NONE:
+                    found[instant] = effect
+        return [Occurrence(time, found[time]) for time in sorted(found)], last
+
+    def _skip(self, start: datetime, last_wall: datetime, end: datetime) -> datetime:
+        """Where to go on after an empty window: two days before the next matching day.
+
+        The search looks back two days as well, since a wall time near the window's end may map
+        behind it when a clock change is near.
+        """
+        limit = min(end + 2 * _DAY, _END_OF_TIME).date()
+        day = self._times.next_day((last_wall - 2 * _DAY).date(), limit)
+        if day is None:
+            return end
+        return max(start, datetime(day.year, day.month, day.day, tzinfo=UTC) - 2 * _DAY)
+
+
+class _Union:
+    """Several sources of wall times as one; order does not matter to the window."""
+
+    def __init__(self, parts: tuple[WallTimes, ...]) -> None:
+        self._parts = parts
+
+    @property
+    def times_per_day(self) -> int:
+        return sum(part.times_per_day for part in self._parts)
+
+    def between(self, first: datetime, last: datetime) -> Iterator[datetime]:
+        for part in self._parts:
+            yield from part.between(first, last)
+
+    def next_day(self, day: date, last: date) -> date | None:
+        days = [found for part in self._parts if (found := part.next_day(day, last)) is not None]
+        return min(days, default=None)
+
+
+class _Excluder:
+    def __init__(self, exclusion: Exclusion, zone: ZoneInfo) -> None:
+        self._window = exclusion.window
+        self._rule = exclusion.rule
+        self._pattern = exclusion.rule.excluding() if exclusion.rule else None
+        self._zone = zone
+
+    def until(self, instant: datetime) -> datetime | None:
+        """An instant up to which everything is excluded, or None when `instant` is not."""
+        if self._window is not None:
+            inside = self._window.start_time <= instant < self._window.end_time
+            return self._window.end_time if inside else None
+        assert self._pattern is not None
+        assert self._rule is not None
+        wall = instant.astimezone(self._zone).replace(tzinfo=None)
+        if not self._pattern.matches(wall):
+            return None
+        if not self._rule.whole_days:
+            return instant
+        return self._next_midnight(wall.date() + _DAY)
+
+    def _next_midnight(self, day: date) -> datetime:
+        midnight = datetime(day.year, day.month, day.day, tzinfo=self._zone)
+        return min(midnight.astimezone(UTC), midnight.replace(fold=1).astimezone(UTC))
+
+
+def _source(spec: Spec, zone: ZoneInfo) -> _Source:
+    recurrence = spec.recurrence
+    if isinstance(recurrence, IntervalRecurrence):
+        return _IntervalSource(recurrence)
+    times: WallTimes
+    if isinstance(recurrence, CronRecurrence):
+        times = _union(tuple(parse_cron(each).pattern for each in recurrence.expressions))
+    else:
+        times = _union(tuple(rule.recurring() for rule in recurrence.rules))
+    return _WallSource(times, zone, spec.dst_policy)
+
+
+def _union(patterns: tuple[WallPattern, ...]) -> WallTimes:
+    return patterns[0] if len(patterns) == 1 else _Union(patterns)
