@@ -1,12 +1,12 @@
 """Fixtures on real software: one PostgreSQL and one Redis per test session, a database per test."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
 from services.runtime.database import Database
 from services.runtime.pools import DatabaseLimits
-from tests.databases import Clock, DatabaseFactory, Databases
+from tests.databases import Clock, DatabaseFactory, Databases, terminate_connections
 from tests.servers import Servers
 
 _SERVERS = pytest.StashKey[Servers]()
@@ -67,3 +67,13 @@ async def database(_databases: Databases) -> AsyncIterator[DatabaseFactory]:
 def clock(_databases: Databases) -> Clock:
     """`await clock.advance(db, timedelta(...))` shifts cogni_now() of one database."""
     return Clock(_databases)
+
+
+@pytest.fixture
+async def disconnect(postgres: str) -> Callable[[str], Awaitable[None]]:
+    """`await disconnect("tests")` cuts every connection of that application name."""
+
+    async def cut(application_name: str) -> None:
+        await terminate_connections(postgres, application_name)
+
+    return cut

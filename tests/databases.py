@@ -17,6 +17,7 @@ from services.runtime.pools import DatabaseLimits
 
 _LOGIN = "service_login"
 _PASSWORD = "service"
+_FINAL_SECONDS_MAX = 10.0
 
 
 class DatabaseFactory(Protocol):
@@ -84,6 +85,20 @@ class Databases:
             await connection.close()
 
 
+async def all_is_final(database: Database) -> None:
+    """Wait until streams show everything committed so far.
+
+    Transactions of the other tests on this server hold them back for moments.
+    """
+    async with database.raw_jobs() as tx:
+        last = await tx.fetchval("SELECT pg_current_xact_id()")
+    async with asyncio.timeout(_FINAL_SECONDS_MAX):
+        while True:
+            async with database.raw_jobs() as tx:
+                if await tx.fetchval("SELECT pg_snapshot_xmin(pg_current_snapshot())") > last:
+                    return
+
+
 class Clock:
     """Shifts the time a database tells."""
 
@@ -101,6 +116,18 @@ class Clock:
         self._offsets[name] = self._offsets.get(name, timedelta()) + by
         await self._databases.shift(name, self._offsets[name])
         await database.recycle()
+
+
+async def terminate_connections(admin_url: str, application_name: str) -> None:
+    """Cut every connection of that application name, as a failing network would."""
+    admin = await asyncpg.connect(admin_url)
+    try:
+        await admin.fetch(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1",
+            application_name,
+        )
+    finally:
+        await admin.close()
 
 
 class _Turn:

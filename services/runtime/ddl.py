@@ -16,6 +16,26 @@ RETURN statement_timestamp()
     + coalesce(nullif(current_setting('cogni.now_offset', true), ''), '0')::interval
 """
 
+# Rows live for milliseconds. Vacuum by count: by share of the table it would come too late after
+# an outage has grown it.
+_OUTBOX = """
+CREATE TABLE outbox (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    tenant_id text NOT NULL,
+    topic text NOT NULL,
+    payload jsonb NOT NULL,
+    trace_context jsonb NOT NULL DEFAULT '{}',
+    enqueue_time timestamptz NOT NULL DEFAULT cogni_now(),
+    due_time timestamptz NOT NULL DEFAULT cogni_now(),
+    attempts integer NOT NULL DEFAULT 0,
+    last_error text
+) WITH (
+    fillfactor = 70,
+    autovacuum_vacuum_scale_factor = 0,
+    autovacuum_vacuum_threshold = 2000
+)
+"""
+
 
 def create_now_function() -> None:
     """Create cogni_now(), the clock of every time the database writes or compares.
@@ -54,6 +74,15 @@ def grant_app(table: str, privileges: str) -> None:
 def grant_jobs(table: str, privileges: str) -> None:
     """Grant the jobs role e.g. "SELECT, DELETE" on the table."""
     op.execute(f'GRANT {privileges} ON "{table}" TO "{_roles().jobs}"')
+
+
+def create_outbox() -> None:
+    """Create the table `outbox` of what is owed to others; see `services.runtime.outbox`."""
+    op.execute(_OUTBOX)
+    op.execute("CREATE INDEX outbox_due ON outbox (due_time, id)")
+    enable_tenant_rls("outbox")
+    grant_app("outbox", "INSERT")
+    grant_jobs("outbox", "SELECT, INSERT, UPDATE, DELETE")
 
 
 def _roles() -> Roles:

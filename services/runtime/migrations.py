@@ -15,7 +15,13 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from services.runtime.ddl import create_now_function, enable_tenant_rls, grant_app, grant_jobs
+from services.runtime.ddl import (
+    create_now_function,
+    create_outbox,
+    enable_tenant_rls,
+    grant_app,
+    grant_jobs,
+)
 from services.runtime.failures import DatabaseUnusableError, describe_unreachable
 from services.runtime.pools import plain_dsn
 from services.runtime.roles import Roles, ensure_roles
@@ -24,6 +30,7 @@ __all__ = [
     "REVISION_TABLE",
     "check_migrated",
     "create_now_function",
+    "create_outbox",
     "enable_tenant_rls",
     "grant_app",
     "grant_jobs",
