@@ -1,0 +1,117 @@
+"""The tool `post_to_bluesky`: one post per invocation, however often it is retried."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+from langchain_core.tools import BaseTool, StructuredTool, ToolException
+
+from cogni.graph.invocation import Credential, credential, invocation_id
+from cogni.graph.policy import Effect, ToolPolicy, with_policy
+
+#: https://docs.bsky.app: a post holds 300 graphemes. Characters are never fewer.
+TEXT_LENGTH_MAX = 300
+
+TIMEOUT_SECONDS = 20.0
+
+_COLLECTION = "app.bsky.feed.post"
+_LINK = re.compile(rb"https?://[^\s)\]]+")
+_TID_ALPHABET = "234567abcdefghijklmnopqrstuvwxyz"
+#: 2023-01-01 in microseconds, and how far after it a derived key may lie.
+_TID_FROM_US = 1_672_531_200_000_000
+_TID_RANGE_US = 2 * 365 * 86_400 * 1_000_000
+
+
+def record_key(invocation: str) -> str:
+    """A record key (TID) that is the same whenever the invocation is retried.
+
+    A TID is 53 bits of microseconds and 10 bits of clock id in sortable base 32
+    (https://atproto.com/specs/tid); both are taken from the invocation's digest.
+    """
+    digest = hashlib.sha256(invocation.encode()).digest()
+    microseconds = _TID_FROM_US + int.from_bytes(digest[:8]) % _TID_RANGE_US
+    number = (microseconds << 10) | (int.from_bytes(digest[8:10]) & 0x3FF)
+    return "".join(_TID_ALPHABET[(number >> shift) & 31] for shift in range(60, -1, -5))
+
+
+def link_facets(text: str) -> list[dict[str, Any]]:
+    """Marks of the links in a post, in byte offsets as the AT Protocol counts them."""
+    return [
+        {
+            "index": {"byteStart": match.start(), "byteEnd": match.end()},
+            "features": [{"$type": "app.bsky.richtext.facet#link", "uri": match.group().decode()}],
+        }
+        for match in _LINK.finditer(text.encode())
+    ]
+
+
+def _request(text: str, leased: Credential, key: str) -> httpx.Request:
+    if len(text) > TEXT_LENGTH_MAX:
+        raise ToolException(
+            f"the post has {len(text)} characters; shorten it to {TEXT_LENGTH_MAX} or fewer"
+        )
+    record: dict[str, Any] = {
+        "$type": _COLLECTION,
+        "text": text,
+        "createdAt": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+    }
+    if facets := link_facets(text):
+        record["facets"] = facets
+    return httpx.Request(
+        "POST",
+        f"{leased['service_url'].rstrip('/')}/xrpc/com.atproto.repo.putRecord",
+        headers={"authorization": f"Bearer {leased['access_jwt']}"},
+        json={
+            "repo": leased["did"],
+            "collection": _COLLECTION,
+            "rkey": key,
+            "record": record,
+            # The record must not exist yet: a retry is told so instead of writing again.
+            "swapRecord": None,
+        },
+    )
+
+
+def _answer(response: httpx.Response, leased: Credential, key: str) -> dict[str, str]:
+    body: Mapping[str, Any] = response.json() if response.content else {}
+    if response.status_code == 400 and body.get("error") == "InvalidSwap":
+        return {"uri": f"at://{leased['did']}/{_COLLECTION}/{key}"}
+    if response.is_error:
+        raise ToolException(
+            f"Bluesky refused the post: {body.get('error', response.status_code)} "
+            f"{body.get('message', '')}".strip()
+        )
+    return {"uri": str(body["uri"])}
+
+
+def _post(text: str) -> dict[str, str]:
+    leased, key = credential(), record_key(invocation_id())
+    request = _request(text, leased, key)
+    with httpx.Client(timeout=TIMEOUT_SECONDS) as client:
+        return _answer(client.send(request), leased, key)
+
+
+async def _apost(text: str) -> dict[str, str]:
+    leased, key = credential(), record_key(invocation_id())
+    request = _request(text, leased, key)
+    async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS) as client:
+        return _answer(await client.send(request), leased, key)
+
+
+def _tool() -> BaseTool:
+    declared = StructuredTool.from_function(
+        func=_post,
+        coroutine=_apost,
+        name="post_to_bluesky",
+        description="Post a text of at most 300 characters to the team's Bluesky account.",
+        handle_tool_error=True,
+    )
+    return with_policy(declared, ToolPolicy(Effect.OUTWARD, True, "bluesky"))
+
+
+post_to_bluesky = _tool()

@@ -1,0 +1,92 @@
+"""What a tool does to the world, as its author declares it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, overload
+
+from langchain_core.tools import BaseTool
+from langchain_core.tools import tool as langchain_tool
+
+_KEY = "cogni_policy"
+
+
+class Effect(StrEnum):
+    """Whether invoking a tool changes anything outside the run."""
+
+    #: It only computes or reads: invoking it again does no harm.
+    NONE = "none"
+
+    #: It acts in the world. After a crash it is not repeated blindly.
+    OUTWARD = "outward"
+
+
+@dataclass(frozen=True)
+class ToolPolicy:
+    """How the guard treats a tool. The default is that of a tool that declares nothing."""
+
+    effects: Effect = Effect.OUTWARD
+
+    #: Repeating it with the same invocation_id() has no second effect.
+    idempotent: bool = False
+
+    #: The provider whose credential it needs, for example "bluesky".
+    connection: str | None = None
+
+
+@overload
+def tool(function: Callable[..., Any]) -> BaseTool: ...
+
+
+@overload
+def tool(
+    function: None = None,
+    *,
+    effects: Effect | str = ...,
+    idempotent: bool = ...,
+    connection: str | None = ...,
+    **langchain_options: Any,
+) -> Callable[[Callable[..., Any]], BaseTool]: ...
+
+
+def tool(
+    function: Callable[..., Any] | None = None,
+    *,
+    effects: Effect | str = Effect.OUTWARD,
+    idempotent: bool = False,
+    connection: str | None = None,
+    **langchain_options: Any,
+) -> BaseTool | Callable[[Callable[..., Any]], BaseTool]:
+    """LangChain's `@tool` with a declared policy; other options go to LangChain.
+
+    Raises ValueError for an unknown effect.
+    """
+    policy = ToolPolicy(Effect(effects), idempotent, connection)
+
+    def declare(target: Callable[..., Any]) -> BaseTool:
+        return with_policy(langchain_tool(**langchain_options)(target), policy)
+
+    return declare if function is None else declare(function)
+
+
+def with_policy(declared: BaseTool, policy: ToolPolicy) -> BaseTool:
+    """Declare the policy of a tool that came from elsewhere, and return the same tool."""
+    declared.metadata = {
+        **(declared.metadata or {}),
+        _KEY: {
+            "effects": policy.effects.value,
+            "idempotent": policy.idempotent,
+            "connection": policy.connection,
+        },
+    }
+    return declared
+
+
+def policy_of(declared: BaseTool) -> ToolPolicy:
+    """The tool's declared policy; outward and not idempotent when it declares none."""
+    stored = (declared.metadata or {}).get(_KEY)
+    if stored is None:
+        return ToolPolicy()
+    return ToolPolicy(Effect(stored["effects"]), stored["idempotent"], stored["connection"])
