@@ -6,8 +6,7 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from services.standalone.errors import DataDirInUseError, StandaloneError
 from services.standalone.keys import Keys
@@ -31,13 +30,12 @@ class Addresses:
 class DataDir:
     """A stack's directory, held by at most one stack at a time.
 
-    As a context manager it takes the directory, or raises DataDirInUseError with the pid of the
-    stack that has it. The hold ends with the last process that has `lock_descriptor` open, so
-    that a new stack does not start while the remains of a killed one still write.
+    The hold ends with the last process that has `lock_descriptor` open, so that a new stack
+    does not start while the remains of a killed one still write.
     """
 
     def __init__(self, path: Path) -> None:
-        """Names the directory; nothing is created before it is entered."""
+        """Names the directory; nothing is created before `take`."""
         self.path = path.resolve()
         self.keys = Keys(self.path / "keys")
         self._lock: int | None = None
@@ -53,7 +51,11 @@ class DataDir:
         assert self._lock is not None
         return self._lock
 
-    def __enter__(self) -> Self:
+    def take(self) -> None:
+        """Holds the directory, creating it if needed.
+
+        Raises DataDirInUseError with the pid of the stack that has it.
+        """
         self._create()
         lock = os.open(self.path / "stack.lock", os.O_RDWR | os.O_CREAT, 0o600)
         deadline = time.monotonic() + LEFTOVER_SECONDS
@@ -75,17 +77,13 @@ class DataDir:
         os.ftruncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode(), 0)
         self._lock = lock
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        (self.path / "stack.json").unlink(missing_ok=True)
-        os.close(self.lock_descriptor)
-        self._lock = None
+    def release(self) -> None:
+        """Ends the hold. Idempotent."""
+        if self._lock is not None:
+            (self.path / "stack.json").unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = None
 
     def publish(self, addresses: Addresses) -> None:
         """Leaves word of how to reach the stack, for `addresses` in other processes."""

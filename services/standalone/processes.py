@@ -110,6 +110,11 @@ class Supervisor:
         self._guard = Guard(keep_open=keep_open)
         self._failure: asyncio.Future[None] | None = None
 
+    @property
+    def own_pid(self) -> int:
+        """The process id of the supervisor, which stops the stack when it gets SIGTERM."""
+        return os.getpid()
+
     def pid(self, name: str) -> int:
         """The process id of the child `name`."""
         return self._running[name].process.pid

@@ -1,0 +1,201 @@
+"""`python -m services.standalone`: run the whole system on this machine, and reach it."""
+
+import asyncio
+import shlex
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich.console import Console
+
+from services.standalone.console import Screen
+from services.standalone.datadir import DataDir
+from services.standalone.errors import StandaloneError
+from services.standalone.keys import now_utc
+from services.standalone.programs import SERVICES
+from services.standalone.running import run_on
+from services.standalone.stack import Stack, StackOptions
+
+ALL_SCOPES: Final = (
+    "runs:read",
+    "runs:write",
+    "grants:read",
+    "grants:write",
+    "audit:read",
+    "schedules:read",
+    "schedules:write",
+    "triggers:read",
+    "triggers:write",
+    "connections:read",
+    "connections:write",
+    "connections:admin",
+    "ledger:read",
+    "ledger:write",
+    "ledger:admin",
+)
+DEFAULT_SUBJECT: Final = "me"
+DEFAULT_TENANT: Final = "demo"
+DEFAULT_TTL_HOURS: Final = 12.0
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False
+)
+
+DataDirOption = Annotated[
+    Path, typer.Option("--data-dir", help="Where this stack keeps everything.")
+]
+GraphsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--graphs", help="The langgraph.json to serve. Default: the one here, or the examples'."
+    ),
+]
+SubjectOption = Annotated[str, typer.Option(help="Who the caller is (`sub`).")]
+TenantOption = Annotated[str, typer.Option(help="The tenant the caller belongs to.")]
+ScopeOption = Annotated[
+    list[str] | None, typer.Option("--scope", help="A scope; repeat it. Default: all.")
+]
+HoursOption = Annotated[float, typer.Option("--ttl-hours", help="How long the token is good for.")]
+
+
+def _port(service: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(
+        f"--{service}-port",
+        min=1,
+        max=65535,
+        help=f"Port of {service}; refused if taken. Default: the usual or a free one.",
+    )
+    return option
+
+
+@app.command()
+def up(
+    data_dir: DataDirOption = Path(".cogni"),
+    graphs: GraphsOption = None,
+    executor_port: Annotated[int | None, _port("executor")] = None,
+    scheduler_port: Annotated[int | None, _port("scheduler")] = None,
+    connections_port: Annotated[int | None, _port("connections")] = None,
+    ledger_port: Annotated[int | None, _port("ledger")] = None,
+    postgres_port: Annotated[int | None, _port("postgres")] = None,
+    redis_port: Annotated[int | None, _port("redis")] = None,
+) -> None:
+    """Start the whole stack and keep it running; Ctrl-C stops it."""
+    asked = {
+        "executor": executor_port,
+        "scheduler": scheduler_port,
+        "connections": connections_port,
+        "ledger": ledger_port,
+        "postgres": postgres_port,
+        "redis": redis_port,
+    }
+    ports = {name: port for name, port in asked.items() if port is not None}
+    screen = Screen(Console())
+    screen.say(f"Starting Cogni on {data_dir}")
+    stack = Stack(StackOptions(data_dir, graphs or default_graphs(), ports), screen.report)
+
+    async def stay(stack: Stack) -> None:
+        _welcome(screen, stack)
+        await asyncio.Event().wait()
+
+    _run(stack, stay)
+    screen.say("Stopped; nothing is left running.")
+
+
+@app.command()
+def token(
+    data_dir: DataDirOption = Path(".cogni"),
+    subject: SubjectOption = DEFAULT_SUBJECT,
+    tenant: TenantOption = DEFAULT_TENANT,
+    scope: ScopeOption = None,
+    ttl_hours: HoursOption = DEFAULT_TTL_HOURS,
+) -> None:
+    """Print a token that the stack on the data directory accepts."""
+    with _sentences():
+        typer.echo(_mint(DataDir(data_dir), subject, tenant, tuple(scope or ()), ttl_hours))
+
+
+@app.command()
+def env(
+    data_dir: DataDirOption = Path(".cogni"),
+    subject: SubjectOption = DEFAULT_SUBJECT,
+    tenant: TenantOption = DEFAULT_TENANT,
+    scope: ScopeOption = None,
+    ttl_hours: HoursOption = DEFAULT_TTL_HOURS,
+) -> None:
+    """Print export lines for clients of the running stack: eval "$(... env)"."""
+    with _sentences():
+        directory = DataDir(data_dir)
+        addresses = directory.addresses()
+        for service in SERVICES:
+            _export(f"COGNI_{service.upper()}_ADDRESS", getattr(addresses, service))
+        minted = _mint(directory, subject, tenant, tuple(scope or ()), ttl_hours)
+        _export("COGNI_TOKEN", minted)
+
+
+def default_graphs() -> Path:
+    """The project in the working directory, or else the examples beside this source."""
+    here = Path("langgraph.json")
+    return here if here.is_file() else Path(__file__).parents[2] / "examples" / "langgraph.json"
+
+
+def _run(stack: Stack, work: Callable[[Stack], Awaitable[None]]) -> None:
+    with _sentences():
+        asyncio.run(run_on(stack, work))
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Shows what went wrong as its sentence, and ends the command with code 1."""
+    try:
+        yield
+    except StandaloneError as error:
+        typer.echo(f"\n{error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def _welcome(screen: Screen, stack: Stack) -> None:
+    data_dir = stack.options.data_dir
+    minted = _mint(stack.directory, DEFAULT_SUBJECT, DEFAULT_TENANT, (), DEFAULT_TTL_HOURS)
+    own = "" if data_dir == Path(".cogni") else f" --data-dir {shlex.quote(str(data_dir))}"
+    executor = stack.address("executor")
+    screen.say(f"\nEverything is healthy after {screen.seconds():.1f} s.\n")
+    for service in SERVICES:
+        screen.say(f"  {service:12} {stack.address(service)}")
+    screen.say(f"  {'logs':12} {stack.directory.logs}")
+    screen.say(
+        f"\nA token for tenant {DEFAULT_TENANT!r}, good for {DEFAULT_TTL_HOURS:.0f} hours "
+        f"(more: python -m services.standalone token{own}):\n\n  export COGNI_TOKEN={minted}\n"
+    )
+    screen.say(
+        "A first call:\n\n"
+        f'  grpcurl -plaintext -H "authorization: Bearer $COGNI_TOKEN" {executor} '
+        "cogni.executor.v1.ExecutorService/ListGraphs\n\n"
+        "The same and more with the command line, in another terminal:\n\n"
+        f'  eval "$(python -m services.standalone env{own})"\n'
+        "  cogni graphs list\n"
+        "  cogni --help\n\n"
+        "Ctrl-C stops everything."
+    )
+
+
+def _mint(
+    directory: DataDir, subject: str, tenant: str, scopes: tuple[str, ...], ttl_hours: float
+) -> str:
+    return directory.keys.mint_caller_token(
+        subject=subject,
+        tenant=tenant,
+        scopes=scopes or ALL_SCOPES,
+        ttl=timedelta(hours=ttl_hours),
+        now=now_utc(),
+    )
+
+
+def _export(name: str, value: str) -> None:
+    typer.echo(f"export {name}={shlex.quote(value)}")
+
+
+if __name__ == "__main__":
+    app()
