@@ -130,6 +130,10 @@ def from_rpc_error(error: grpc.RpcError) -> CogniError:
     message = error.details() or code.name
     status = _status_of(error)
     if status is None:
+        if kind is Unavailable:
+            message = (
+                f"no Cogni server answers there; is it running, is the address right? ({message})"
+            )
         return kind(message, code=code)
     reason, metadata = "", {}
     violations: list[Violation] = []

@@ -1,0 +1,207 @@
+"""`cogni connections`: the credentials agents act with. Secrets go in and never come out."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from cogni.cli.arguments import (
+    JsonOption,
+    LabelsOption,
+    LimitOption,
+    RequestIdOption,
+    json_object,
+    labels,
+    request_id,
+)
+from cogni.cli.output import name_of, pages, show, show_all, time_of
+from cogni.client import Client
+from cogni.connections.v1.access_record_pb2 import AccessAction, AccessDecision, AccessRecord
+from cogni.connections.v1.connection_pb2 import Connection, ConnectionState
+from cogni.connections.v1.connections_service_pb2 import (
+    CreateConnectionRequest,
+    DeleteConnectionRequest,
+    GetConnectionRequest,
+    ListAccessRecordsRequest,
+    ListConnectionsRequest,
+    ListProvidersRequest,
+    TestConnectionRequest,
+)
+from cogni.connections.v1.credential_pb2 import (
+    ApiKeySecret,
+    AppPasswordSecret,
+    ConnectionSecret,
+)
+from cogni.connections.v1.provider_pb2 import AuthKind, Provider
+
+app = typer.Typer(help="Connections: accounts agents may act with.", no_args_is_help=True)
+
+ConnectionArgument = Annotated[str, typer.Argument(metavar="CONNECTION_ID")]
+NameOption = Annotated[str, typer.Option("--name", help="A name for people.")]
+
+
+def secret_text(what: str) -> str:
+    """The secret from a prompt without echo, or from standard input when that is a pipe.
+
+    Never from an argument: those are visible to every process of the machine.
+    """
+    if sys.stdin.isatty():
+        return str(typer.prompt(what, hide_input=True))
+    text = sys.stdin.readline().rstrip("\r\n")
+    if not text:
+        raise typer.BadParameter(f"no {what.lower()} on standard input")
+    return text
+
+
+@app.command()
+def providers(as_json: JsonOption = False) -> None:
+    """List what can be connected to."""
+
+    def row(provider: Provider) -> tuple[str, ...]:
+        kinds = (name_of(AuthKind, "AUTH_KIND", kind) for kind in provider.auth_kinds)
+        return provider.provider_id, ", ".join(kinds), provider.description
+
+    with Client() as client:
+        show_all(
+            pages(client.connections.ListProviders, ListProvidersRequest(), "providers", 1000),
+            ("provider", "kinds", "description"),
+            row,
+            as_json,
+        )
+
+
+@app.command("add-app-password")
+def add_app_password(
+    provider: Annotated[str, typer.Argument(help="For example bluesky.")],
+    identifier: Annotated[str, typer.Option(help="The account: a handle, address or id.")],
+    settings: Annotated[
+        str, typer.Option(help='What the provider needs, like {"service_url": "…"}.')
+    ] = "{}",
+    name: NameOption = "",
+    label: LabelsOption = None,
+    given_request_id: RequestIdOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Connect an account by an app password, read from a prompt or standard input."""
+    password = secret_text("App password")
+    secret = ConnectionSecret(
+        app_password=AppPasswordSecret(identifier=identifier, password=password)
+    )
+    request = CreateConnectionRequest(
+        request_id=request_id(given_request_id),
+        provider=provider,
+        auth_kind=AuthKind.AUTH_KIND_APP_PASSWORD,
+        display_name=name,
+        labels=labels(label),
+        settings=json_object(settings),
+        secret=secret,
+    )
+    with Client() as client:
+        show(client.connections.CreateConnection(request).connection, as_json)
+
+
+@app.command("add-api-key")
+def add_api_key(
+    provider: Annotated[str, typer.Argument(help="For example api_key.")],
+    settings: Annotated[str, typer.Option(help="What the provider needs, as JSON.")] = "{}",
+    name: NameOption = "",
+    label: LabelsOption = None,
+    given_request_id: RequestIdOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Connect an account by an API key, read from a prompt or standard input."""
+    secret = ConnectionSecret(api_key=ApiKeySecret(key=secret_text("API key")))
+    request = CreateConnectionRequest(
+        request_id=request_id(given_request_id),
+        provider=provider,
+        auth_kind=AuthKind.AUTH_KIND_API_KEY,
+        display_name=name,
+        labels=labels(label),
+        settings=json_object(settings),
+        secret=secret,
+    )
+    with Client() as client:
+        show(client.connections.CreateConnection(request).connection, as_json)
+
+
+@app.command()
+def get(connection: ConnectionArgument, as_json: JsonOption = False) -> None:
+    """Show one connection."""
+    with Client() as client:
+        request = GetConnectionRequest(connection_id=connection)
+        show(client.connections.GetConnection(request).connection, as_json)
+
+
+@app.command("list")
+def list_connections(
+    provider: Annotated[str, typer.Option(help="Only this provider.")] = "",
+    limit: LimitOption = 50,
+    as_json: JsonOption = False,
+) -> None:
+    """List connections, newest first."""
+
+    def row(connection: Connection) -> tuple[str, ...]:
+        return (
+            connection.connection_id,
+            connection.provider,
+            name_of(ConnectionState, "CONNECTION_STATE", connection.state),
+            connection.display_name,
+            connection.account.name,
+            connection.owner,
+        )
+
+    request = ListConnectionsRequest(provider=provider)
+    with Client() as client:
+        show_all(
+            pages(client.connections.ListConnections, request, "connections", limit),
+            ("connection_id", "provider", "state", "name", "account", "owner"),
+            row,
+            as_json,
+        )
+
+
+@app.command("test")
+def try_credential(connection: ConnectionArgument, as_json: JsonOption = False) -> None:
+    """Try the stored credential at the provider."""
+    with Client() as client:
+        request = TestConnectionRequest(connection_id=connection)
+        show(client.connections.TestConnection(request), as_json)
+
+
+@app.command()
+def delete(connection: ConnectionArgument) -> None:
+    """Revoke its leases, erase its secret and delete it."""
+    with Client() as client:
+        client.connections.DeleteConnection(DeleteConnectionRequest(connection_id=connection))
+
+
+@app.command()
+def records(
+    connection: Annotated[str, typer.Option(help="Only this connection.")] = "",
+    run: Annotated[str, typer.Option(help="Only this run.")] = "",
+    limit: LimitOption = 50,
+    as_json: JsonOption = False,
+) -> None:
+    """List who used which credential, and who was refused."""
+
+    def row(record: AccessRecord) -> tuple[str, ...]:
+        return (
+            str(record.sequence),
+            time_of(record.record_time),
+            name_of(AccessAction, "ACCESS_ACTION", record.action),
+            name_of(AccessDecision, "ACCESS_DECISION", record.decision),
+            record.tool,
+            record.run_id or record.actor,
+            record.reason,
+        )
+
+    request = ListAccessRecordsRequest(connection_id=connection, run_id=run)
+    with Client() as client:
+        show_all(
+            pages(client.connections.ListAccessRecords, request, "access_records", limit),
+            ("sequence", "time", "action", "decision", "tool", "by", "reason"),
+            row,
+            as_json,
+        )

@@ -1,0 +1,104 @@
+"""What the commands print: tables and fields for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich.console import Console
+from rich.table import Table
+
+from cogni.type.v1.amount_pb2 import Amount
+
+PAGE_SIZE = 100
+
+# A generated enum: protobuf gives its type no public name.
+EnumType = Any
+
+
+def console() -> Console:
+    # Ids must stay whole for copying, so nothing is shortened or wrapped.
+    return Console(highlight=False, soft_wrap=True, markup=False)
+
+
+def as_json(message: Message) -> dict[str, Any]:
+    """The message under the contract's own field names."""
+    return json_format.MessageToDict(message, preserving_proto_field_name=True)
+
+
+def print_json(message: Message) -> None:
+    print(json.dumps(as_json(message), ensure_ascii=False), flush=True)
+
+
+def show(message: Message, as_program: bool) -> None:
+    """One message: its fields that are set, a line each; nested ones as JSON."""
+    if as_program:
+        print_json(message)
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in as_json(message).items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        if isinstance(value, dict) and set(value) == {"asset", "value"}:
+            text = f"{value['value']} {value['asset']}"
+        table.add_row(name, text)
+    console().print(table)
+
+
+def show_all(
+    messages: Iterable[Message],
+    columns: Sequence[str],
+    row: Callable[[Any], Sequence[str]],
+    as_program: bool,
+) -> None:
+    """Many messages: a table, or one JSON object a line."""
+    if as_program:
+        for message in messages:
+            print_json(message)
+        return
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    count = 0
+    for message in messages:
+        table.add_row(*row(message))
+        count += 1
+    if count == 0:
+        console().print("none")
+    else:
+        console().print(table)
+
+
+def pages(
+    list_page: Callable[[Any], Any], request: Any, field: str, limit: int
+) -> Iterable[Message]:
+    """Follows page tokens until `limit` items have been seen or there are no more."""
+    request.page_size = min(limit, PAGE_SIZE)
+    seen = 0
+    while True:
+        response = list_page(request)
+        for item in getattr(response, field):
+            if seen == limit:
+                return
+            seen += 1
+            yield item
+        if not response.next_page_token or seen == limit:
+            return
+        request.page_token = response.next_page_token
+
+
+def name_of(kind: EnumType, prefix: str, value: int) -> str:
+    """RUN_STATE_RUNNING as `running`; a value newer than this client as its number."""
+    try:
+        return kind.Name(value).removeprefix(f"{prefix}_").lower()
+    except ValueError:
+        return str(value)
+
+
+def time_of(stamp: Timestamp) -> str:
+    return stamp.ToJsonString() if stamp.seconds or stamp.nanos else ""
+
+
+def amount_of(amount: Amount) -> str:
+    return f"{amount.value} {amount.asset}" if amount.asset else ""
