@@ -4,6 +4,7 @@ from alembic import op
 
 from services.runtime.migrations import (
     create_now_function,
+    create_outbox,
     enable_tenant_rls,
     grant_app,
     grant_jobs,
@@ -290,6 +291,7 @@ def upgrade() -> None:
         grant_app(table, privileges)
         grant_jobs(table, "SELECT, INSERT, UPDATE, DELETE" if table == "graphs" else privileges)
     _show_everybodys_graphs()
+    create_outbox()
 
 
 def _show_everybodys_graphs() -> None:
