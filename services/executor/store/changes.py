@@ -1,7 +1,7 @@
 """Reads the streams of run changes and grant changes in the order of their commit."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -33,9 +33,9 @@ class Changes:
     the batch can not tell, because more is to come.
     """
 
-    rows: Sequence[dict[str, Any]] = field(default_factory=tuple)
-    position: Position = Position(0, 0)
-    watermark_time: datetime | None = None
+    rows: Sequence[dict[str, Any]]
+    position: Position
+    watermark_time: datetime | None
 
 
 async def beginning_of_news(tx: AsyncConnection) -> Position:
