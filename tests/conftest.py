@@ -1,8 +1,10 @@
 """Fixtures on real software: one PostgreSQL and one Redis per test session, a database per test."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from urllib.parse import urlsplit
 
 import pytest
+import redis
 
 from services.runtime.database import Database
 from services.runtime.pools import DatabaseLimits
@@ -39,6 +41,22 @@ def postgres(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
+def _redis_server(request: pytest.FixtureRequest) -> str:
+    return _servers(request.config).redis_url
+
+
+@pytest.fixture
+def redis_url(_redis_server: str, worker_id: str) -> Iterator[str]:
+    """The URL of a Redis database of this worker alone, empty when the test begins."""
+    number = 0 if worker_id == "master" else int(worker_id.removeprefix("gw")) + 1
+    url = urlsplit(_redis_server)._replace(path=f"/{number}").geturl()
+    with redis.Redis.from_url(url) as client:
+        client.flushdb()
+        yield url
+        client.flushdb()
+
+
+@pytest.fixture(scope="session")
 def _databases(postgres: str) -> Databases:
     return Databases(postgres)
 
@@ -70,10 +88,10 @@ def clock(_databases: Databases) -> Clock:
 
 
 @pytest.fixture
-async def disconnect(postgres: str) -> Callable[[str], Awaitable[None]]:
-    """`await disconnect("tests")` cuts every connection of that application name."""
+async def disconnect(postgres: str) -> Callable[[Database, str], Awaitable[None]]:
+    """`await disconnect(db, "tests")` cuts its connections of that application name."""
 
-    async def cut(application_name: str) -> None:
-        await terminate_connections(postgres, application_name)
+    async def cut(database: Database, application_name: str) -> None:
+        await terminate_connections(postgres, database, application_name)
 
     return cut

@@ -112,22 +112,28 @@ class Clock:
         Transactions under way keep the old time, as do other Database objects until they
         `recycle`.
         """
-        name = urlsplit(database.url).path.lstrip("/")
+        name = _name(database)
         self._offsets[name] = self._offsets.get(name, timedelta()) + by
         await self._databases.shift(name, self._offsets[name])
         await database.recycle()
 
 
-async def terminate_connections(admin_url: str, application_name: str) -> None:
-    """Cut every connection of that application name, as a failing network would."""
+async def terminate_connections(admin_url: str, database: Database, application_name: str) -> None:
+    """Cut the connections to `database` of that application name, as a failing network would."""
     admin = await asyncpg.connect(admin_url)
     try:
         await admin.fetch(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1",
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = $1 AND application_name = $2",
+            _name(database),
             application_name,
         )
     finally:
         await admin.close()
+
+
+def _name(database: Database) -> str:
+    return urlsplit(database.url).path.lstrip("/")
 
 
 class _Turn:
