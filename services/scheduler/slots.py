@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -99,18 +100,18 @@ class Slots:
 
     def before(self, instant: datetime) -> Occurrence | None:
         """The last slot before an instant, or None when there is none within 40 years."""
-        width = self._source.spacing * 4
-        high = instant
-        limit = instant - timedelta(days=366 * 40)
-        while high > limit:
-            low = high - min(width, timedelta(days=512))
-            last = None
-            for last in self.between(low, high):  # noqa: B007 - the loop's last value is the answer
-                pass
-            if last is not None:
-                return last
-            high, width = low, width * 2
-        return None
+        found = self.last(1, instant - timedelta(days=366 * 40), instant)
+        return found[0] if found else None
+
+    def last(self, count: int, start: datetime, end: datetime) -> list[Occurrence]:
+        """The last `count` slots in [start, end), in order, in memory bounded by `count`."""
+        width = self._source.spacing * count * 2
+        while True:
+            low = max(start, end - width)
+            found = deque(self.between(low, end), maxlen=count)
+            if len(found) == count or low <= start:
+                return list(found)
+            width *= 4
 
     def recurs_at(self, instant: datetime) -> bool:
         """Whether the bare recurrence has a time there, whatever excludes or bounds it."""

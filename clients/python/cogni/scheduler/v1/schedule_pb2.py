@@ -23,12 +23,13 @@ _sym_db = _symbol_database.Default()
 
 
 from cogni.scheduler.v1 import spec_pb2 as cogni_dot_scheduler_dot_v1_dot_spec__pb2
+from cogni.type.v1 import amount_pb2 as cogni_dot_type_dot_v1_dot_amount__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!cogni/scheduler/v1/schedule.proto\x12\x12\x63ogni.scheduler.v1\x1a\x1d\x63ogni/scheduler/v1/spec.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe7\x07\n\x08Schedule\x12\x13\n\x0bschedule_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x38\n\x06labels\x18\x04 \x03(\x0b\x32(.cogni.scheduler.v1.Schedule.LabelsEntry\x12.\n\x04spec\x18\x05 \x01(\x0b\x32 .cogni.scheduler.v1.ScheduleSpec\x12,\n\x03run\x18\x06 \x01(\x0b\x32\x1f.cogni.scheduler.v1.RunTemplate\x12\x39\n\x0eoverlap_policy\x18\x07 \x01(\x0e\x32!.cogni.scheduler.v1.OverlapPolicy\x12\x33\n\x08\x63\x61tch_up\x18\x08 \x01(\x0b\x32!.cogni.scheduler.v1.CatchUpPolicy\x12\x1e\n\x11remaining_actions\x18\t \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x10pause_on_failure\x18\n \x01(\x08\x12\x30\n\x05state\x18\x0b \x01(\x0e\x32!.cogni.scheduler.v1.ScheduleState\x12\x35\n\x0cstate_reason\x18\x0c \x01(\x0e\x32\x1f.cogni.scheduler.v1.StateReason\x12\x12\n\nstate_note\x18\r \x01(\t\x12.\n\nstate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0enext_slot_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0enext_fire_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_slot_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0etzdata_version\x18\x12 \x01(\t\x12\x32\n\x06\x63ounts\x18\x13 \x01(\x0b\x32\".cogni.scheduler.v1.ScheduleCounts\x12\x0f\n\x07\x63reator\x18\x14 \x01(\t\x12/\n\x0b\x63reate_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x17 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x14\n\x12_remaining_actions\"\xc5\x01\n\x0bRunTemplate\x12\x10\n\x08graph_id\x18\x01 \x01(\t\x12\x10\n\x08grant_id\x18\x02 \x01(\t\x12&\n\x05input\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12;\n\x06labels\x18\x04 \x03(\x0b\x32+.cogni.scheduler.v1.RunTemplate.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"|\n\rCatchUpPolicy\x12-\n\x04mode\x18\x01 \x01(\x0e\x32\x1f.cogni.scheduler.v1.CatchUpMode\x12)\n\x06window\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tmax_count\x18\x03 \x01(\x05\"d\n\x0eScheduleCounts\x12\x0f\n\x07started\x18\x01 \x01(\x03\x12\x0f\n\x07skipped\x18\x02 \x01(\x03\x12\x0e\n\x06missed\x18\x03 \x01(\x03\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x03\x12\x10\n\x08\x62uffered\x18\x05 \x01(\x03*\x9f\x01\n\rScheduleState\x12\x1e\n\x1aSCHEDULE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15SCHEDULE_STATE_ACTIVE\x10\x01\x12\x19\n\x15SCHEDULE_STATE_PAUSED\x10\x02\x12\x1c\n\x18SCHEDULE_STATE_COMPLETED\x10\x03\x12\x1a\n\x16SCHEDULE_STATE_DELETED\x10\x04*\xca\x02\n\x0bStateReason\x12\x1c\n\x18STATE_REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16STATE_REASON_REQUESTED\x10\x01\x12\x1e\n\x1aSTATE_REASON_GRANT_REVOKED\x10\x02\x12\x1e\n\x1aSTATE_REASON_GRANT_EXPIRED\x10\x03\x12\x1e\n\x1aSTATE_REASON_START_REFUSED\x10\x04\x12\x1b\n\x17STATE_REASON_RUN_FAILED\x10\x05\x12!\n\x1dSTATE_REASON_BUDGET_EXHAUSTED\x10\x06\x12\x1d\n\x19STATE_REASON_NO_SLOT_LEFT\x10\x07\x12 \n\x1cSTATE_REASON_ACTIONS_USED_UP\x10\x08\x12 \n\x1cSTATE_REASON_BUDGET_RESTORED\x10\t*\xe9\x01\n\rOverlapPolicy\x12\x1e\n\x1aOVERLAP_POLICY_UNSPECIFIED\x10\x00\x12\x17\n\x13OVERLAP_POLICY_SKIP\x10\x01\x12\x1d\n\x19OVERLAP_POLICY_BUFFER_ONE\x10\x02\x12\x1d\n\x19OVERLAP_POLICY_BUFFER_ALL\x10\x03\x12\x1f\n\x1bOVERLAP_POLICY_CANCEL_OTHER\x10\x04\x12\"\n\x1eOVERLAP_POLICY_TERMINATE_OTHER\x10\x05\x12\x1c\n\x18OVERLAP_POLICY_ALLOW_ALL\x10\x06*w\n\x0b\x43\x61tchUpMode\x12\x1d\n\x19\x43\x41TCH_UP_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43\x41TCH_UP_MODE_SKIP\x10\x01\x12\x1a\n\x16\x43\x41TCH_UP_MODE_COALESCE\x10\x02\x12\x15\n\x11\x43\x41TCH_UP_MODE_ALL\x10\x03\x42\'Z%cogni.dev/go/scheduler/v1;schedulerv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!cogni/scheduler/v1/schedule.proto\x12\x12\x63ogni.scheduler.v1\x1a\x1d\x63ogni/scheduler/v1/spec.proto\x1a\x1a\x63ogni/type/v1/amount.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe7\x07\n\x08Schedule\x12\x13\n\x0bschedule_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x38\n\x06labels\x18\x04 \x03(\x0b\x32(.cogni.scheduler.v1.Schedule.LabelsEntry\x12.\n\x04spec\x18\x05 \x01(\x0b\x32 .cogni.scheduler.v1.ScheduleSpec\x12,\n\x03run\x18\x06 \x01(\x0b\x32\x1f.cogni.scheduler.v1.RunTemplate\x12\x39\n\x0eoverlap_policy\x18\x07 \x01(\x0e\x32!.cogni.scheduler.v1.OverlapPolicy\x12\x33\n\x08\x63\x61tch_up\x18\x08 \x01(\x0b\x32!.cogni.scheduler.v1.CatchUpPolicy\x12\x1e\n\x11remaining_actions\x18\t \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x10pause_on_failure\x18\n \x01(\x08\x12\x30\n\x05state\x18\x0b \x01(\x0e\x32!.cogni.scheduler.v1.ScheduleState\x12\x35\n\x0cstate_reason\x18\x0c \x01(\x0e\x32\x1f.cogni.scheduler.v1.StateReason\x12\x12\n\nstate_note\x18\r \x01(\t\x12.\n\nstate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0enext_slot_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0enext_fire_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_slot_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0etzdata_version\x18\x12 \x01(\t\x12\x32\n\x06\x63ounts\x18\x13 \x01(\x0b\x32\".cogni.scheduler.v1.ScheduleCounts\x12\x0f\n\x07\x63reator\x18\x14 \x01(\t\x12/\n\x0b\x63reate_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x17 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x14\n\x12_remaining_actions\"\xb0\x02\n\x0bRunTemplate\x12\x10\n\x08graph_id\x18\x01 \x01(\t\x12\x10\n\x08grant_id\x18\x02 \x01(\t\x12&\n\x05input\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12;\n\x06labels\x18\x04 \x03(\x0b\x32+.cogni.scheduler.v1.RunTemplate.LabelsEntry\x12(\n\x07\x63ontext\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x10\n\x08revision\x18\x06 \x01(\t\x12-\n\x06limits\x18\x07 \x01(\x0b\x32\x1d.cogni.scheduler.v1.RunLimits\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb2\x01\n\tRunLimits\x12\x19\n\x0cmax_attempts\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\tmax_steps\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\'\n\x08max_cost\x18\x04 \x01(\x0b\x32\x15.cogni.type.v1.AmountB\x0f\n\r_max_attemptsB\x0c\n\n_max_steps\"|\n\rCatchUpPolicy\x12-\n\x04mode\x18\x01 \x01(\x0e\x32\x1f.cogni.scheduler.v1.CatchUpMode\x12)\n\x06window\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tmax_count\x18\x03 \x01(\x05\"d\n\x0eScheduleCounts\x12\x0f\n\x07started\x18\x01 \x01(\x03\x12\x0f\n\x07skipped\x18\x02 \x01(\x03\x12\x0e\n\x06missed\x18\x03 \x01(\x03\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x03\x12\x10\n\x08\x62uffered\x18\x05 \x01(\x03*\x9f\x01\n\rScheduleState\x12\x1e\n\x1aSCHEDULE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15SCHEDULE_STATE_ACTIVE\x10\x01\x12\x19\n\x15SCHEDULE_STATE_PAUSED\x10\x02\x12\x1c\n\x18SCHEDULE_STATE_COMPLETED\x10\x03\x12\x1a\n\x16SCHEDULE_STATE_DELETED\x10\x04*\xca\x02\n\x0bStateReason\x12\x1c\n\x18STATE_REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16STATE_REASON_REQUESTED\x10\x01\x12\x1e\n\x1aSTATE_REASON_GRANT_REVOKED\x10\x02\x12\x1e\n\x1aSTATE_REASON_GRANT_EXPIRED\x10\x03\x12\x1e\n\x1aSTATE_REASON_START_REFUSED\x10\x04\x12\x1b\n\x17STATE_REASON_RUN_FAILED\x10\x05\x12!\n\x1dSTATE_REASON_BUDGET_EXHAUSTED\x10\x06\x12\x1d\n\x19STATE_REASON_NO_SLOT_LEFT\x10\x07\x12 \n\x1cSTATE_REASON_ACTIONS_USED_UP\x10\x08\x12 \n\x1cSTATE_REASON_BUDGET_RESTORED\x10\t*\xe9\x01\n\rOverlapPolicy\x12\x1e\n\x1aOVERLAP_POLICY_UNSPECIFIED\x10\x00\x12\x17\n\x13OVERLAP_POLICY_SKIP\x10\x01\x12\x1d\n\x19OVERLAP_POLICY_BUFFER_ONE\x10\x02\x12\x1d\n\x19OVERLAP_POLICY_BUFFER_ALL\x10\x03\x12\x1f\n\x1bOVERLAP_POLICY_CANCEL_OTHER\x10\x04\x12\"\n\x1eOVERLAP_POLICY_TERMINATE_OTHER\x10\x05\x12\x1c\n\x18OVERLAP_POLICY_ALLOW_ALL\x10\x06*w\n\x0b\x43\x61tchUpMode\x12\x1d\n\x19\x43\x41TCH_UP_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43\x41TCH_UP_MODE_SKIP\x10\x01\x12\x1a\n\x16\x43\x41TCH_UP_MODE_COALESCE\x10\x02\x12\x15\n\x11\x43\x41TCH_UP_MODE_ALL\x10\x03\x42\'Z%cogni.dev/go/scheduler/v1;schedulerv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,24 +41,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCHEDULE_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_RUNTEMPLATE_LABELSENTRY']._loaded_options = None
   _globals['_RUNTEMPLATE_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_SCHEDULESTATE']._serialized_start=1614
-  _globals['_SCHEDULESTATE']._serialized_end=1773
-  _globals['_STATEREASON']._serialized_start=1776
-  _globals['_STATEREASON']._serialized_end=2106
-  _globals['_OVERLAPPOLICY']._serialized_start=2109
-  _globals['_OVERLAPPOLICY']._serialized_end=2342
-  _globals['_CATCHUPMODE']._serialized_start=2344
-  _globals['_CATCHUPMODE']._serialized_end=2463
-  _globals['_SCHEDULE']._serialized_start=184
-  _globals['_SCHEDULE']._serialized_end=1183
-  _globals['_SCHEDULE_LABELSENTRY']._serialized_start=1116
-  _globals['_SCHEDULE_LABELSENTRY']._serialized_end=1161
-  _globals['_RUNTEMPLATE']._serialized_start=1186
-  _globals['_RUNTEMPLATE']._serialized_end=1383
-  _globals['_RUNTEMPLATE_LABELSENTRY']._serialized_start=1116
-  _globals['_RUNTEMPLATE_LABELSENTRY']._serialized_end=1161
-  _globals['_CATCHUPPOLICY']._serialized_start=1385
-  _globals['_CATCHUPPOLICY']._serialized_end=1509
-  _globals['_SCHEDULECOUNTS']._serialized_start=1511
-  _globals['_SCHEDULECOUNTS']._serialized_end=1611
+  _globals['_SCHEDULESTATE']._serialized_start=1930
+  _globals['_SCHEDULESTATE']._serialized_end=2089
+  _globals['_STATEREASON']._serialized_start=2092
+  _globals['_STATEREASON']._serialized_end=2422
+  _globals['_OVERLAPPOLICY']._serialized_start=2425
+  _globals['_OVERLAPPOLICY']._serialized_end=2658
+  _globals['_CATCHUPMODE']._serialized_start=2660
+  _globals['_CATCHUPMODE']._serialized_end=2779
+  _globals['_SCHEDULE']._serialized_start=212
+  _globals['_SCHEDULE']._serialized_end=1211
+  _globals['_SCHEDULE_LABELSENTRY']._serialized_start=1144
+  _globals['_SCHEDULE_LABELSENTRY']._serialized_end=1189
+  _globals['_RUNTEMPLATE']._serialized_start=1214
+  _globals['_RUNTEMPLATE']._serialized_end=1518
+  _globals['_RUNTEMPLATE_LABELSENTRY']._serialized_start=1144
+  _globals['_RUNTEMPLATE_LABELSENTRY']._serialized_end=1189
+  _globals['_RUNLIMITS']._serialized_start=1521
+  _globals['_RUNLIMITS']._serialized_end=1699
+  _globals['_CATCHUPPOLICY']._serialized_start=1701
+  _globals['_CATCHUPPOLICY']._serialized_end=1825
+  _globals['_SCHEDULECOUNTS']._serialized_start=1827
+  _globals['_SCHEDULECOUNTS']._serialized_end=1927
 # @@protoc_insertion_point(module_scope)

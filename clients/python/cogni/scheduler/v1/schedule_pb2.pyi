@@ -6,6 +6,7 @@ things are late or still running.
 """
 
 from cogni.scheduler.v1 import spec_pb2 as _spec_pb2
+from cogni.type.v1 import amount_pb2 as _amount_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -195,8 +196,8 @@ class _CatchUpModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CatchUpMo
     CATCH_UP_MODE_SKIP: _CatchUpMode.ValueType  # 1
     """Late slots start nothing; all are MISSED."""
     CATCH_UP_MODE_COALESCE: _CatchUpMode.ValueType  # 2
-    """The latest late slot starts; the earlier ones are SKIPPED with reason
-    COALESCED.
+    """Only the latest due slot starts; the late ones before it are SKIPPED with
+    reason COALESCED.
     """
     CATCH_UP_MODE_ALL: _CatchUpMode.ValueType  # 3
     """Each late slot starts, oldest first, subject to the overlap policy."""
@@ -209,8 +210,8 @@ CATCH_UP_MODE_UNSPECIFIED: CatchUpMode.ValueType  # 0
 CATCH_UP_MODE_SKIP: CatchUpMode.ValueType  # 1
 """Late slots start nothing; all are MISSED."""
 CATCH_UP_MODE_COALESCE: CatchUpMode.ValueType  # 2
-"""The latest late slot starts; the earlier ones are SKIPPED with reason
-COALESCED.
+"""Only the latest due slot starts; the late ones before it are SKIPPED with
+reason COALESCED.
 """
 CATCH_UP_MODE_ALL: CatchUpMode.ValueType  # 3
 """Each late slot starts, oldest first, subject to the overlap policy."""
@@ -426,6 +427,9 @@ class RunTemplate(_message.Message):
     GRANT_ID_FIELD_NUMBER: _builtins.int
     INPUT_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     graph_id: _builtins.str
     """The graph to run, as ListGraphs names it. Required."""
     grant_id: _builtins.str
@@ -433,6 +437,8 @@ class RunTemplate(_message.Message):
     grant does not allow the graph, and pauses when the grant is revoked or
     expires.
     """
+    revision: _builtins.str
+    """The revision of the graph. Empty: the newest when the slot starts."""
     @_builtins.property
     def input(self) -> _struct_pb2.Struct:
         """The graph's input, the same for every slot. At most 256 KiB as JSON. Its
@@ -441,9 +447,19 @@ class RunTemplate(_message.Message):
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Labels that each run gets, beside "cogni.schedule_id" and
-        "cogni.scheduled_time", which the server adds. At most 30.
+        """Labels that each run gets; the run's origin names the schedule and the
+        slot anyway. At most 64.
         """
+
+    @_builtins.property
+    def context(self) -> _struct_pb2.Struct:
+        """The graph's runtime context. It is stored; never put a secret in it. At
+        most 64 KiB as JSON.
+        """
+
+    @_builtins.property
+    def limits(self) -> Global___RunLimits:
+        """How the run is bounded."""
 
     def __init__(
         self,
@@ -452,19 +468,68 @@ class RunTemplate(_message.Message):
         grant_id: _builtins.str = ...,
         input: _struct_pb2.Struct | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        context: _struct_pb2.Struct | None = ...,
+        revision: _builtins.str = ...,
+        limits: Global___RunLimits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "input", b"input", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant_id", b"grant_id", "graph_id", b"graph_id", "input", b"input", "labels", b"labels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "grant_id", b"grant_id", "graph_id", b"graph_id", "input", b"input", "labels", b"labels", "limits", b"limits", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunTemplate: _TypeAlias = RunTemplate  # noqa: Y015
 
 @_typing.final
+class RunLimits(_message.Message):
+    """Bounds of each run. Every field has the Executor's default."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    MAX_STEPS_FIELD_NUMBER: _builtins.int
+    MAX_COST_FIELD_NUMBER: _builtins.int
+    max_attempts: _builtins.int
+    """How many attempts may die before the run fails. 1 to 20."""
+    max_steps: _builtins.int
+    """How many steps the graph may take. 1 to 1000."""
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """The longest the run may take. At most 24 hours."""
+
+    @_builtins.property
+    def max_cost(self) -> _amount_pb2.Amount:
+        """The most the run may spend, within what the grant allows."""
+
+    def __init__(
+        self,
+        *,
+        max_attempts: _builtins.int | None = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+        max_steps: _builtins.int | None = ...,
+        max_cost: _amount_pb2.Amount | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts", "_max_steps", b"_max_steps", "max_attempts", b"max_attempts", "max_cost", b"max_cost", "max_steps", b"max_steps", "timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts", "_max_steps", b"_max_steps", "max_attempts", b"max_attempts", "max_cost", b"max_cost", "max_steps", b"max_steps", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_attempts: _TypeAlias = _typing.Literal["max_attempts"]  # noqa: Y015
+    _WhichOneofArgType__max_attempts: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts"]  # noqa: Y015
+    _WhichOneofReturnType__max_steps: _TypeAlias = _typing.Literal["max_steps"]  # noqa: Y015
+    _WhichOneofArgType__max_steps: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_attempts) -> _WhichOneofReturnType__max_attempts | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_steps) -> _WhichOneofReturnType__max_steps | None: ...
+
+Global___RunLimits: _TypeAlias = RunLimits  # noqa: Y015
+
+@_typing.final
 class CatchUpPolicy(_message.Message):
     """What happens to slots that are found late. Window and count both bound it:
-    what exceeds either is recorded as MISSED.
+    what exceeds either is MISSED. Of one outage or pause the latest 1000 missed
+    slots are recorded; older ones are not, and count nowhere.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -158,8 +158,8 @@ class SchedulerServiceServicer:
 
     def UpdateSchedule(self, request, context):
         """Changes the named fields of a schedule. Slots that are recorded do not
-        change; the next slot is computed again, never before the latest recorded
-        one. A retry after success answers ETAG_MISMATCH: read the schedule to see
+        change. A new spec counts from the moment of the update: its slots before
+        that are not caught up with. A retry after success answers ETAG_MISMATCH: read the schedule to see
         that the change is there. Errors: ETAG_MISMATCH, GRANT_UNUSABLE,
         SCHEDULE_NEVER_FIRES, SCHEDULE_DELETED. Scope: schedules:write.
         """

@@ -55,8 +55,8 @@ class SchedulerServiceStub:
     """
     UpdateSchedule: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.UpdateScheduleRequest, _scheduler_service_pb2.UpdateScheduleResponse]
     """Changes the named fields of a schedule. Slots that are recorded do not
-    change; the next slot is computed again, never before the latest recorded
-    one. A retry after success answers ETAG_MISMATCH: read the schedule to see
+    change. A new spec counts from the moment of the update: its slots before
+    that are not caught up with. A retry after success answers ETAG_MISMATCH: read the schedule to see
     that the change is there. Errors: ETAG_MISMATCH, GRANT_UNUSABLE,
     SCHEDULE_NEVER_FIRES, SCHEDULE_DELETED. Scope: schedules:write.
     """
@@ -152,8 +152,8 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     """
     UpdateSchedule: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.UpdateScheduleRequest, _scheduler_service_pb2.UpdateScheduleResponse]  # type: ignore[assignment]
     """Changes the named fields of a schedule. Slots that are recorded do not
-    change; the next slot is computed again, never before the latest recorded
-    one. A retry after success answers ETAG_MISMATCH: read the schedule to see
+    change. A new spec counts from the moment of the update: its slots before
+    that are not caught up with. A retry after success answers ETAG_MISMATCH: read the schedule to see
     that the change is there. Errors: ETAG_MISMATCH, GRANT_UNUSABLE,
     SCHEDULE_NEVER_FIRES, SCHEDULE_DELETED. Scope: schedules:write.
     """
@@ -270,8 +270,8 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_scheduler_service_pb2.UpdateScheduleResponse, _abc.Awaitable[_scheduler_service_pb2.UpdateScheduleResponse]]:
         """Changes the named fields of a schedule. Slots that are recorded do not
-        change; the next slot is computed again, never before the latest recorded
-        one. A retry after success answers ETAG_MISMATCH: read the schedule to see
+        change. A new spec counts from the moment of the update: its slots before
+        that are not caught up with. A retry after success answers ETAG_MISMATCH: read the schedule to see
         that the change is there. Errors: ETAG_MISMATCH, GRANT_UNUSABLE,
         SCHEDULE_NEVER_FIRES, SCHEDULE_DELETED. Scope: schedules:write.
         """

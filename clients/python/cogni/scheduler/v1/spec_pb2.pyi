@@ -541,8 +541,8 @@ Global___TimeWindow: _TypeAlias = TimeWindow  # noqa: Y015
 class DstPolicy(_message.Message):
     """What happens to local wall times that a clock change skips or repeats. Both
     fields are filled in by the server when they are not given, and the filled
-    values are what the schedule keeps: for cron expressions whose minute or hour
-    field starts with "*" SKIP and BOTH (they mean "every so often", and elapsed
+    values are what the schedule keeps: for cron expressions that all start their
+    minute or hour field with "*" SKIP and BOTH (they mean "every so often", and elapsed
     time stays even), for everything else GAP_END and FIRST (they mean "once a
     day at this time", and the day has exactly one). An interval ignores both.
     """

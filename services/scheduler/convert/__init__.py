@@ -1,0 +1,1 @@
+"""Translates between protobuf messages and the domain, purely."""
