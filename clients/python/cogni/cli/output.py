@@ -91,7 +91,7 @@ def pages(
 def name_of(kind: EnumType, prefix: str, value: int) -> str:
     """RUN_STATE_RUNNING as `running`; a value newer than this client as its number."""
     try:
-        return kind.Name(value).removeprefix(f"{prefix}_").lower()
+        return str(kind.Name(value)).removeprefix(f"{prefix}_").lower()
     except ValueError:
         return str(value)
 
