@@ -7,7 +7,7 @@ import sys
 from importlib import resources
 from pathlib import Path
 
-from tests.peers.install import ROOT, go_program, need, npm_project, run
+from tools.peers import ROOT, go_program, need, npm_project, run
 
 PROTO = ROOT / "proto"
 SOURCES = sorted(str(path.relative_to(PROTO)) for path in PROTO.rglob("*.proto"))

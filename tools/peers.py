@@ -1,7 +1,4 @@
-"""Installs the peers, software no one here wrote, into .peers/, where they stay between runs.
-
-A peer that cannot be installed skips its tests on a laptop and fails them in CI.
-"""
+"""Installs the peers, software no one here wrote, into .peers/, where they stay between runs."""
 
 from __future__ import annotations
 
@@ -13,11 +10,8 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
-import pytest
-
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".peers"
 
 INSTALL_SECONDS_MAX = 600
@@ -49,17 +43,15 @@ def run(
     return done.stdout
 
 
-def missing(reason: str) -> NoReturn:
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
+class PeerMissing(Exception):
+    """A peer cannot be installed here; the message says what is absent."""
 
 
 def need(program: str) -> str:
-    """The program's path; a machine without it skips the test, or fails it in CI."""
+    """The program's path. Raises PeerMissing on a machine without it."""
     found = shutil.which(program)
     if found is None:
-        missing(f"{program} is not installed")
+        raise PeerMissing(f"{program} is not installed")
     return found
 
 
@@ -103,7 +95,7 @@ def debian_package(package: str, program: Path) -> None:
     if program.exists():
         return
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        missing(f"{program} is absent, and only root on Debian can install {package}")
+        raise PeerMissing(f"{program} is absent, and only root on Debian can install {package}")
     # The package's own start-up would take its default port; policy-rc.d forbids it.
     policy = Path("/usr/sbin/policy-rc.d")
     ours = not policy.exists()
