@@ -1,6 +1,6 @@
 """Fixtures on real software: one PostgreSQL and one Redis per test session, a database per test."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from urllib.parse import urlsplit
 
 import pytest
@@ -10,6 +10,7 @@ from services.runtime.database import Database
 from services.runtime.pools import DatabaseLimits
 from tests.databases import Clock, DatabaseFactory, Databases, terminate_connections
 from tests.servers import Servers
+from tests.tenant_wall import WallProof, prove_wall
 
 _SERVERS = pytest.StashKey[Servers]()
 
@@ -57,12 +58,13 @@ def redis_url(_redis_server: str, worker_id: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def _databases(postgres: str) -> Databases:
+def databases(postgres: str) -> Databases:
+    """Makes and drops the databases behind the other fixtures."""
     return Databases(postgres)
 
 
 @pytest.fixture
-async def database(_databases: Databases) -> AsyncIterator[DatabaseFactory]:
+async def database(databases: Databases) -> AsyncIterator[DatabaseFactory]:
     """`await database("ledger")` gives a Database of this test alone, cloned from a migrated one.
 
     Its login is no superuser. Asked twice for one schema, it gives two databases.
@@ -72,19 +74,42 @@ async def database(_databases: Databases) -> AsyncIterator[DatabaseFactory]:
     async def open_clone(
         schema: str, package: str | None = None, limits: DatabaseLimits | None = None
     ) -> Database:
-        url = await _databases.clone(schema, package or f"services.{schema}")
+        url = await databases.clone(schema, package or f"services.{schema}")
         opened.append(Database.open(url, schema, application_name="tests", limits=limits))
         return opened[-1]
 
     yield open_clone
     for each in opened:
         await each.close()
+        await databases.drop(each.url)
 
 
 @pytest.fixture
-def clock(_databases: Databases) -> Clock:
+def clock(databases: Databases) -> Clock:
     """`await clock.advance(db, timedelta(...))` shifts cogni_now() of one database."""
-    return Clock(_databases)
+    return Clock(databases)
+
+
+@pytest.fixture
+async def empty_database(databases: Databases) -> AsyncIterator[str]:
+    """The URL of a database without any schema, for a login that may migrate it."""
+    url = await databases.empty()
+    yield url
+    await databases.drop(url)
+
+
+@pytest.fixture
+def prove_tenant_wall(databases: Databases) -> WallProof:
+    """`await prove_tenant_wall(db, tenantless={"table": "why"})` walks every table of a clone.
+
+    Proves that the app role without a binding sees and writes nothing. It strips the clone of
+    its constraints, so nothing else can be done with it afterwards.
+    """
+
+    async def prove(database: Database, *, tenantless: Mapping[str, str] | None = None) -> None:
+        await prove_wall(database, databases.admin_url(database.url), tenantless or {})
+
+    return prove
 
 
 @pytest.fixture

@@ -43,15 +43,28 @@ class Databases:
         """Return the URL of a new database with the schema migrated, for a plain login."""
         template = await self._template(schema, package)
         name = next(self._names)
-        await self._admin(f'CREATE DATABASE "{name}" TEMPLATE "{template}" OWNER {_LOGIN}')
+        # Copying files took 23 ms where the default, copying through the log, took 240 ms.
+        await self._admin(
+            f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY file_copy OWNER {_LOGIN}'
+        )
         return self.url(name)
+
+    async def drop(self, url: str) -> None:
+        """Drop a database; connections left open are cut."""
+        await self._admin(f'DROP DATABASE "{_name(url)}" WITH (FORCE)')
+
+    def admin_url(self, url: str) -> str:
+        """Return the superuser's URL of the database at `url`."""
+        return urlsplit(self._admin_url)._replace(path=f"/{_name(url)}").geturl()
 
     async def empty(self) -> str:
         """Return the URL of a new database without any schema, for a login that may migrate it."""
         name = next(self._names)
         async with _Turn(self._admin_url, _LOGIN) as admin:
             await _ensure_login(admin)
-            await admin.execute(f'CREATE DATABASE "{name}" TEMPLATE template0 OWNER {_LOGIN}')
+            await admin.execute(
+                f'CREATE DATABASE "{name}" TEMPLATE template0 STRATEGY file_copy OWNER {_LOGIN}'
+            )
         return self.url(name)
 
     async def shift(self, name: str, offset: timedelta) -> None:
@@ -112,7 +125,7 @@ class Clock:
         Transactions under way keep the old time, as do other Database objects until they
         `recycle`.
         """
-        name = _name(database)
+        name = _name(database.url)
         self._offsets[name] = self._offsets.get(name, timedelta()) + by
         await self._databases.shift(name, self._offsets[name])
         await database.recycle()
@@ -125,15 +138,15 @@ async def terminate_connections(admin_url: str, database: Database, application_
         await admin.fetch(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
             "WHERE datname = $1 AND application_name = $2",
-            _name(database),
+            _name(database.url),
             application_name,
         )
     finally:
         await admin.close()
 
 
-def _name(database: Database) -> str:
-    return urlsplit(database.url).path.lstrip("/")
+def _name(url: str) -> str:
+    return urlsplit(url).path.lstrip("/")
 
 
 class _Turn:
