@@ -24,6 +24,7 @@ CREATE TABLE invocations (
     reason text,
     message text,
     state text NOT NULL CHECK (state IN ('REQUESTED', 'SENT', 'FINISHED', 'FAILED', 'UNKNOWN')),
+    asked boolean NOT NULL DEFAULT false,
     result bytea,
     error_type text,
     error_message text,

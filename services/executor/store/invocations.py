@@ -1,0 +1,187 @@
+"""Invocations of tools: what was decided about each, whether it was sent, and what came of it."""
+
+from dataclasses import dataclass
+
+from services.executor.grants import Decision
+from services.executor.graphs import ToolEffect
+from services.executor.store.events import Connection
+from services.executor.store.journal import Write
+from services.executor.store.rows import Row
+
+_GET = "SELECT * FROM invocations WHERE invocation_id = $1 AND run_id = $2"
+# An invocation of an earlier attempt that this attempt's execution of the same task has not
+# repeated under the same id: the model may have asked anew, under another id, for the same act.
+_LEFT_BEHIND = """
+SELECT * FROM invocations
+WHERE run_id = $1 AND task_id = $2 AND tool = $3 AND effect = 'OUTWARD'
+    AND (attempt < $4 OR asked) AND (state IN ('SENT', 'UNKNOWN', 'FINISHED') OR asked)
+    AND invocation_id <> ALL ($5::uuid[])
+ORDER BY create_time, invocation_id LIMIT 1
+"""
+_ALLOWED_BEFORE = """
+SELECT count(*) FROM invocations
+WHERE run_id = $1 AND tool = $2 AND decision = 'ALLOWED' AND invocation_id <> $3
+"""
+_DECIDE = """
+INSERT INTO invocations (invocation_id, tenant_id, run_id, attempt, task_id, tool_call_id, tool,
+    node, effect, arguments_digest, connection_id, decision, reason, message, state,
+    decision_audit_record_id, create_time)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, 'REQUESTED', $15,
+    cogni_now())
+ON CONFLICT (invocation_id) DO UPDATE SET attempt = excluded.attempt,
+    arguments_digest = excluded.arguments_digest, connection_id = excluded.connection_id,
+    decision = excluded.decision, reason = excluded.reason, message = excluded.message,
+    decision_audit_record_id = excluded.decision_audit_record_id,
+    state = 'REQUESTED', result = NULL, error_type = NULL, error_message = NULL,
+    sent_time = NULL, finish_time = NULL
+"""
+_SEND = """
+UPDATE invocations SET state = 'SENT', sent_time = cogni_now(), connection_id = $3
+WHERE invocation_id = $1 AND attempt = $2 AND state = 'REQUESTED'
+"""
+_FINISH = """
+UPDATE invocations SET state = $3, result = $4, error_type = $5, error_message = $6,
+    finish_time = cogni_now()
+WHERE invocation_id = $1 AND attempt = $2 AND state IN ('REQUESTED', 'SENT')
+"""
+_DOUBT = """
+UPDATE invocations SET state = CASE WHEN state = 'SENT' THEN 'UNKNOWN' ELSE state END, asked = true
+WHERE invocation_id = $1
+"""
+_ADOPT = "UPDATE invocations SET attempt = $2 WHERE invocation_id = $1"
+_RESOLVE = """
+UPDATE invocations SET state = $2, result = $3, attempt = $4, finish_time = cogni_now()
+WHERE invocation_id = $1 AND state = 'UNKNOWN'
+"""
+
+
+@dataclass(frozen=True)
+class Requested:
+    """An invocation that somebody asks for."""
+
+    invocation_id: str
+    tenant_id: str
+    run_id: str
+    attempt: int
+    task_id: str
+    tool_call_id: str | None
+    tool: str
+    node: str
+    effect: ToolEffect
+    arguments_digest: bytes
+
+
+@dataclass(frozen=True)
+class Known:
+    """An invocation as an earlier execution left it."""
+
+    invocation_id: str
+    attempt: int
+    tool: str
+    node: str
+    state: str
+    decision: str
+    asked: bool
+    result: bytes | None
+
+
+async def get(tx: Connection, run_id: str, invocation_id: str) -> Known | None:
+    """Return what is known of the invocation, None when it was never asked for."""
+    row = await tx.fetchrow(_GET, invocation_id, run_id)
+    return None if row is None else _known(row)
+
+
+async def left_behind(
+    tx: Connection, requested: Requested, repeated: frozenset[str]
+) -> Known | None:
+    """Return an outward invocation of the same tool that an earlier attempt made in this task.
+
+    `repeated` are those that this attempt has dealt with. None when there is none.
+    """
+    row = await tx.fetchrow(
+        _LEFT_BEHIND,
+        requested.run_id,
+        requested.task_id,
+        requested.tool,
+        requested.attempt,
+        list(repeated),
+    )
+    return None if row is None else _known(row)
+
+
+async def allowed_before(tx: Connection, requested: Requested) -> int:
+    """Count the run's other invocations of the tool that were allowed."""
+    count: int = await tx.fetchval(
+        _ALLOWED_BEFORE, requested.run_id, requested.tool, requested.invocation_id
+    )
+    return count
+
+
+async def decide(
+    tx: Connection, requested: Requested, decision: Decision, audit_record_id: str
+) -> None:
+    """Write what was decided; an invocation that is asked for again is decided anew."""
+    await tx.execute(
+        _DECIDE,
+        requested.invocation_id,
+        requested.tenant_id,
+        requested.run_id,
+        requested.attempt,
+        requested.task_id,
+        requested.tool_call_id,
+        requested.tool,
+        requested.node,
+        requested.effect,
+        requested.arguments_digest,
+        None,
+        "ALLOWED" if decision.allowed else "DENIED",
+        decision.reason,
+        decision.message or None,
+        audit_record_id,
+    )
+
+
+def send(invocation_id: str, attempt: int, connection_id: str | None) -> Write:
+    """Write that the tool runs from now on: from here to its outcome nobody knows what it did."""
+    return Write(_SEND, (invocation_id, attempt, connection_id))
+
+
+def finish(invocation_id: str, attempt: int, result: bytes | None) -> Write:
+    """Write that the tool returned; `result` is what a repeated execution gets instead."""
+    return Write(_FINISH, (invocation_id, attempt, "FINISHED", result, None, None))
+
+
+def fail(invocation_id: str, attempt: int, error_type: str, message: str) -> Write:
+    """Write that the tool raised; the texts hold no credential."""
+    return Write(_FINISH, (invocation_id, attempt, "FAILED", None, error_type, message))
+
+
+async def doubt(tx: Connection, invocation_id: str) -> None:
+    """Note that a person is asked what became of the invocation."""
+    await tx.execute(_DOUBT, invocation_id)
+
+
+async def adopt(tx: Connection, invocation_id: str, attempt: int) -> None:
+    """Note that this attempt takes over the invocation's outcome."""
+    await tx.execute(_ADOPT, invocation_id, attempt)
+
+
+async def resolve(
+    tx: Connection, invocation_id: str, attempt: int, *, happened: bool, result: bytes | None
+) -> None:
+    """Write a person's verdict on an invocation in doubt; a second verdict changes nothing."""
+    state = "FINISHED" if happened else "FAILED"
+    await tx.execute(_RESOLVE, invocation_id, state, result, attempt)
+
+
+def _known(row: Row) -> Known:
+    return Known(
+        invocation_id=str(row["invocation_id"]),
+        attempt=row["attempt"],
+        tool=row["tool"],
+        node=row["node"],
+        state=row["state"],
+        decision=row["decision"],
+        asked=row["asked"],
+        result=row["result"],
+    )

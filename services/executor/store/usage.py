@@ -1,0 +1,116 @@
+"""Usage of provider calls: pending before a call is sent, settled once when it is known."""
+
+import json
+from dataclasses import asdict, dataclass
+from decimal import Decimal
+
+from services.executor.amounts import Amount
+from services.executor.store.events import Connection
+from services.executor.store.journal import Write
+
+_OPEN = """
+INSERT INTO usage_units (call_id, tenant_id, run_id, attempt, grant_id, account_id, kind, node,
+    model, provider, state, estimate, rework, occur_time)
+VALUES ($1, $2, $3, $4, $5, $6, 'LLM_CALL', $7, $8, $9, 'PENDING', $10, $11, cogni_now())
+ON CONFLICT (call_id) DO NOTHING
+"""
+# By call id and state and not by the lease: what was used is a fact, whoever reports it.
+_SETTLE = """
+UPDATE usage_units SET state = 'SETTLED', actual = $2, cost_asset = $3, cost_value = $4,
+    estimated = $5, settle_time = cogni_now()
+WHERE call_id = $1 AND state = 'PENDING'
+"""
+_STALE = """
+SELECT usage_units.call_id, usage_units.estimate FROM usage_units
+LEFT JOIN run_leases USING (run_id)
+LEFT JOIN runs USING (run_id)
+WHERE usage_units.state = 'PENDING'
+    AND usage_units.occur_time < cogni_now() - make_interval(secs => $1)
+    AND NOT coalesce(run_leases.holder IS NOT NULL AND run_leases.expire_time > cogni_now()
+        AND runs.attempt = usage_units.attempt, false)
+ORDER BY usage_units.occur_time LIMIT $2 FOR UPDATE OF usage_units SKIP LOCKED
+"""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of a call by kind, as they are stored in `estimate` and `actual`."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_input_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    @property
+    def stored(self) -> str:
+        """The JSON that is stored."""
+        return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True)
+class PendingCall:
+    """A provider call that is about to be sent, with the most it can use and cost."""
+
+    call_id: str
+    tenant_id: str
+    run_id: str
+    attempt: int
+    grant_id: str
+    account_id: str
+    node: str
+    model: str
+    provider: str
+    upper_bound: Tokens
+    upper_cost: Amount | None
+    rework: bool
+
+
+def open_call(call: PendingCall) -> Write:
+    """Write the call as PENDING; needs the lease."""
+    estimate: dict[str, object] = dict(asdict(call.upper_bound))
+    if call.upper_cost is not None:
+        estimate["cost"] = {"asset": call.upper_cost.asset, "value": call.upper_cost.plain}
+    return Write(
+        _OPEN,
+        (
+            call.call_id,
+            call.tenant_id,
+            call.run_id,
+            call.attempt,
+            call.grant_id,
+            call.account_id,
+            call.node,
+            call.model,
+            call.provider,
+            json.dumps(estimate),
+            call.rework,
+        ),
+    )
+
+
+def settle_call(call_id: str, used: Tokens, cost: Amount | None, *, estimated: bool) -> Write:
+    """Write what the call used, unless it is settled already; needs no lease."""
+    asset, value = (cost.asset, cost.value) if cost else (None, None)
+    return Write(_SETTLE, (call_id, used.stored, asset, value, estimated))
+
+
+async def settle_stale(tx: Connection, older_than_seconds: float, limit: int) -> int:
+    """Settle from their estimates calls whose attempt is gone; returns how many.
+
+    Needs a jobs transaction. Calls are left alone while the attempt that made them holds its
+    lease, and until they are older than a drain may take.
+    """
+    rows = await tx.fetch(_STALE, older_than_seconds, limit)
+    for row in rows:
+        estimate = json.loads(row["estimate"])
+        cost = estimate.pop("cost", None)
+        await tx.execute(
+            _SETTLE,
+            row["call_id"],
+            json.dumps(estimate),
+            cost["asset"] if cost else None,
+            None if cost is None else Decimal(cost["value"]),
+            True,
+        )
+    return len(rows)
