@@ -1,0 +1,1 @@
+"""What Connections reaches in the outside world."""

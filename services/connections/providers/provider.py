@@ -1,0 +1,181 @@
+"""What a provider declares: how to connect, what to ask for, how sessions live, what to lease."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, ClassVar, Protocol
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from services.connections.credential import Credential
+from services.connections.egress_rules import EgressRules
+from services.connections.providers.http import Http
+from services.connections.secret import AuthKind, Secret, Session
+from services.runtime.errors import Violation
+
+
+class RefreshPolicy(StrEnum):
+    """What happens at the provider when a session is renewed; the contract's names."""
+
+    NONE = "NONE"
+    REMINT = "REMINT"
+    REUSABLE = "REUSABLE"
+    GRACE = "GRACE"
+    STRICT = "STRICT"
+
+
+class ProviderSettings(BaseModel):
+    """The non-secret settings of a connection; unknown ones are refused.
+
+    `secret_bound` names those that decide where the secret goes: they change only together with
+    the secret, or whoever may edit a connection could have its secret sent to their own server.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+    secret_bound: ClassVar[frozenset[str]] = frozenset()
+
+    def urls(self) -> Mapping[str, str]:
+        """The settings that are URLs this service will call, by name."""
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """One scope of a provider."""
+
+    name: str
+    description: str
+    requested_by_default: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseWish:
+    """What a tool asked of the credential; empty means all there is."""
+
+    scopes: tuple[str, ...] = ()
+    resources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What a provider works with: the connection's settings, its secret and its session."""
+
+    settings: Any
+    secret: Secret | None
+    session: Session | None = None
+
+
+class Sessions(Protocol):
+    """How a provider's sessions begin and go on; absent where the secret itself is leased."""
+
+    async def begin(self, material: Material, http: Http, now: datetime) -> Session:
+        """Make a session from the secret. Raises ProviderError."""
+        ...
+
+    async def renew(self, material: Material, http: Http, now: datetime) -> Session:
+        """Make the next session from the present one. Raises ProviderError."""
+        ...
+
+
+class Lend(Protocol):
+    """Makes the credential of a lease; pure."""
+
+    def __call__(self, material: Material, wish: LeaseWish) -> Credential: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SecretRule:
+    """The fields that a secret of one kind has, each with its greatest length in characters."""
+
+    lengths: Mapping[str, int]
+
+
+SECRET_RULES: Mapping[AuthKind, SecretRule] = {
+    AuthKind.API_KEY: SecretRule({"key": 8192}),
+    AuthKind.APP_PASSWORD: SecretRule({"identifier": 320, "password": 1024}),
+    AuthKind.OAUTH2: SecretRule({"client_secret": 4096}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """One kind of outside service. `lend` decides what a tool gets, never more than it needs.
+
+    `sessions` is None where there is nothing to renew. `restarts` tells that a new session can be
+    begun from the secret when the present one is refused. `renew_before` is how long before its
+    end a session is renewed, `lease_before` how much of its life a lease needs at least.
+    """
+
+    id: str
+    display_name: str
+    description: str
+    documentation_uri: str
+    auth_kinds: tuple[AuthKind, ...]
+    settings: type[ProviderSettings]
+    lend: Lend
+    scopes: tuple[Scope, ...] = ()
+    refresh_policy: RefreshPolicy = RefreshPolicy.NONE
+    sessions: Sessions | None = None
+    restarts: bool = False
+    renew_before: timedelta = timedelta(minutes=5)
+    lease_before: timedelta = timedelta(seconds=30)
+    credential_lifetime: timedelta | None = None
+    supports_downscoping: bool = False
+    configured: bool = True
+
+    @property
+    def settings_schema(self) -> dict[str, Any]:
+        """JSON Schema of the settings."""
+        return self.settings.model_json_schema()
+
+    def parse_settings(self, values: Mapping[str, Any]) -> ProviderSettings | list[Violation]:
+        """The settings, or everything that is wrong with them."""
+        try:
+            return self.settings.model_validate(values)
+        except ValidationError as error:
+            return [
+                Violation(".".join(("settings", *(str(part) for part in each["loc"]))), each["msg"])
+                for each in error.errors(include_input=False, include_url=False)
+            ]
+
+    def secret_violations(self, secret: Secret | None) -> list[Violation]:
+        """Everything that is wrong with a secret for this provider."""
+        if secret is None:
+            if AuthKind.NONE in self.auth_kinds or AuthKind.GITHUB_APP in self.auth_kinds:
+                return []
+            return [Violation("secret", f"is required; {self.id} takes {self._kinds()}")]
+        if secret.kind not in self.auth_kinds:
+            return [Violation("secret", f"is of the wrong kind; {self.id} takes {self._kinds()}")]
+        path = f"secret.{secret.kind.value.lower()}"
+        lengths = SECRET_RULES[secret.kind].lengths
+        return [
+            Violation(f"{path}.{name}", complaint)
+            for name, value in secret.values.items()
+            if (complaint := _complaint(value, lengths.get(name, 8192)))
+        ]
+
+    def url_violations(self, settings: ProviderSettings, rules: EgressRules) -> list[Violation]:
+        """Settings whose URLs the egress rules forbid before any name is resolved."""
+        return [
+            Violation(f"settings.{name}", complaint)
+            for name, url in settings.urls().items()
+            if (complaint := rules.complaint_about_url(url))
+        ]
+
+    def _kinds(self) -> str:
+        return " or ".join(kind.value.lower() for kind in self.auth_kinds)
+
+
+def _complaint(value: str, length_max: int) -> str | None:
+    if not value:
+        return "is required"
+    if len(value) > length_max:
+        return f"must be at most {length_max} characters long"
+    if not value.isprintable():
+        return "must not contain control characters or line breaks"
+    if value != value.strip():
+        return "must not begin or end with a space"
+    return None
