@@ -1,0 +1,1 @@
+"""The only SQL of Connections, one module per noun. The use case opens the transaction."""
