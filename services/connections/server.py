@@ -1,0 +1,126 @@
+"""The gRPC servicer: translates and delegates, nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cogni.connections.v1 import connections_service_pb2 as messages
+from cogni.connections.v1 import connections_service_pb2_grpc as stubs
+from services.connections import convert
+from services.connections.providers.catalogue import Catalogue
+from services.connections.use_cases.access_records import list_records
+from services.connections.use_cases.connections import Connections
+from services.connections.use_cases.leases import Leases
+from services.runtime.caller import current_caller
+from services.runtime.database import Database
+from services.runtime.paging import decode_page_token, encode_page_token, page_limit
+
+
+class ConnectionsServicer(stubs.ConnectionsServiceServicer):
+    """cogni.connections.v1.ConnectionsService."""
+
+    def __init__(
+        self, database: Database, catalogue: Catalogue, connections: Connections, leases: Leases
+    ) -> None:
+        self._database = database
+        self._catalogue = catalogue
+        self._connections = connections
+        self._leases = leases
+
+    async def ListProviders(  # noqa: N802 - the RPC's name
+        self, request: messages.ListProvidersRequest, context: Any
+    ) -> messages.ListProvidersResponse:
+        """Say what can be connected to."""
+        bound_to = ["ListProviders"]
+        key = decode_page_token(request.page_token, bound_to=bound_to)
+        size = page_limit(request.page_size)
+        rest = [each for each in self._catalogue.all() if not key or each.id > key[0]]
+        more = len(rest) > size
+        return messages.ListProvidersResponse(
+            providers=[convert.provider_message(each) for each in rest[:size]],
+            next_page_token=encode_page_token([rest[size - 1].id], bound_to=bound_to)
+            if more
+            else "",
+        )
+
+    async def CreateConnection(  # noqa: N802 - the RPC's name
+        self, request: messages.CreateConnectionRequest, context: Any
+    ) -> messages.CreateConnectionResponse:
+        """Connect."""
+        caller = current_caller()
+        created = await self._connections.create(caller, convert.create_wanted(request))
+        return messages.CreateConnectionResponse(
+            connection=convert.connection_message(created, caller.owner)
+        )
+
+    async def GetConnection(  # noqa: N802 - the RPC's name
+        self, request: messages.GetConnectionRequest, context: Any
+    ) -> messages.GetConnectionResponse:
+        """Read one connection."""
+        caller = current_caller()
+        found = await self._connections.get(caller, request.connection_id)
+        return messages.GetConnectionResponse(
+            connection=convert.connection_message(found, caller.owner)
+        )
+
+    async def ListConnections(  # noqa: N802 - the RPC's name
+        self, request: messages.ListConnectionsRequest, context: Any
+    ) -> messages.ListConnectionsResponse:
+        """Read a page of connections."""
+        caller = current_caller()
+        page, next_page_token = await self._connections.list(
+            caller,
+            convert.connection_filter(request, caller.owner),
+            page_size=request.page_size,
+            page_token=request.page_token,
+        )
+        return messages.ListConnectionsResponse(
+            connections=[convert.connection_message(each, caller.owner) for each in page],
+            next_page_token=next_page_token,
+        )
+
+    async def DeleteConnection(  # noqa: N802 - the RPC's name
+        self, request: messages.DeleteConnectionRequest, context: Any
+    ) -> messages.DeleteConnectionResponse:
+        """Delete for good."""
+        ended = await self._connections.delete(
+            current_caller(),
+            request.connection_id,
+            etag=request.etag,
+            allow_missing=request.allow_missing,
+        )
+        return messages.DeleteConnectionResponse(revoked_lease_count=ended)
+
+    async def LeaseCredential(  # noqa: N802 - the RPC's name
+        self, request: messages.LeaseCredentialRequest, context: Any
+    ) -> messages.LeaseCredentialResponse:
+        """Lease a credential to one invocation."""
+        lease = await self._leases.lease(current_caller(), convert.lease_wanted(request))
+        return convert.lease_message(lease)
+
+    async def RevokeLeases(  # noqa: N802 - the RPC's name
+        self, request: messages.RevokeLeasesRequest, context: Any
+    ) -> messages.RevokeLeasesResponse:
+        """End leases."""
+        count = await self._leases.revoke(
+            current_caller(), convert.revoke_target(request), request.comment
+        )
+        return messages.RevokeLeasesResponse(revoked_lease_count=count)
+
+    async def ListAccessRecords(  # noqa: N802 - the RPC's name
+        self, request: messages.ListAccessRecordsRequest, context: Any
+    ) -> messages.ListAccessRecordsResponse:
+        """Read a page of the access log."""
+        page, next_page_token, head = await list_records(
+            self._database,
+            current_caller(),
+            convert.record_filter(request),
+            oldest_first=request.oldest_first,
+            page_size=request.page_size,
+            page_token=request.page_token,
+        )
+        return messages.ListAccessRecordsResponse(
+            records=[convert.record_message(each) for each in page],
+            next_page_token=next_page_token,
+            head=convert.head_message(head),
+        )

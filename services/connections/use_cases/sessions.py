@@ -1,0 +1,389 @@
+"""Keeps sessions alive: each generation is renewed once, whoever asks, whatever dies.
+
+Nobody holds a database connection while a provider is asked: a claim is committed first, which is
+lock and journal in one (the anchor page's row lock over the call would keep a connection for each
+waiter, and would end with the idle timeout anyway). The answer is stored by compare-and-set on the
+generation, so that a late answer is kept when nobody was faster, and dropped when somebody was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum
+
+from services.connections.access_log import Action, Decision, Entry
+from services.connections.connection import STATE_MESSAGES, Connection, State, check_usable
+from services.connections.providers.catalogue import Catalogue
+from services.connections.providers.failures import FailureKind, ProviderError
+from services.connections.providers.http import Http
+from services.connections.providers.provider import Material, Provider
+from services.connections.renewal import (
+    RenewalLimits,
+    is_verdict,
+    put_off_for,
+    renew_time,
+    state_reason,
+)
+from services.connections.secret import SESSION, Session
+from services.connections.store import access_log, connections, credentials, refreshes
+from services.connections.store.credentials import StoredCredentials
+from services.connections.use_cases.sealed import Vault
+from services.connections.vault import Binding
+from services.runtime.database import Database
+from services.runtime.errors import ErrorKind, ServiceError, not_found
+from services.runtime.ids import new_id
+
+_log = logging.getLogger(__name__)
+
+
+class Turn(Enum):
+    """What came of asking for a renewal's turn."""
+
+    MINE = "mine"
+    BUSY = "busy"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A turn: whose it is and what to work with."""
+
+    turn: Turn
+    connection: Connection
+    provider: Provider
+    material: Material
+    generation: int
+    attempts: int
+    maybe_done: bool
+    now: datetime
+    claimed_at: float
+
+
+class Sessions:
+    """Renews sessions, at most one at a time for a connection in this process and elsewhere."""
+
+    def __init__(
+        self,
+        database: Database,
+        vault: Vault,
+        catalogue: Catalogue,
+        http: Http,
+        *,
+        limits: RenewalLimits | None = None,
+        actor: str = "service:connections",
+    ) -> None:
+        self._database = database
+        self._vault = vault
+        self._catalogue = catalogue
+        self._http = http
+        self._limits = limits or RenewalLimits()
+        self._actor = actor
+        self._running: dict[tuple[str, str], asyncio.Task[None]] = {}
+
+    async def renew(self, tenant_id: str, connection_id: str, generation: int) -> None:
+        """Return when the session is of a later generation than `generation`.
+
+        Callers share one renewal; one that gives up (deadline, disconnect) does not end it, since
+        half a renewal of a rotating token is a lost one. Raises ServiceError.
+        """
+        await asyncio.shield(self._start(tenant_id, connection_id, generation))
+
+    def renew_soon(self, tenant_id: str, connection_id: str, generation: int) -> None:
+        """Begin a renewal that nobody waits for, unless one is running."""
+        self._start(tenant_id, connection_id, generation)
+
+    async def renew_due(self) -> int:
+        """Renew every session whose time has come, a bounded batch; how many were tried."""
+        async with self._database.jobs() as tx:
+            due = await refreshes.due(tx)
+        for tenant_id, connection_id in due:
+            async with self._database.tenant(tenant_id) as tx:
+                generation = (
+                    await credentials.get(tx, tenant_id, connection_id)
+                ).session_generation
+            try:
+                await self.renew(tenant_id, connection_id, generation)
+            except ServiceError as error:
+                _log.info("renewal of connection %s put off: %s", connection_id, error.reason)
+        return len(due)
+
+    async def close(self) -> None:
+        """Wait for the renewals under way: each is bounded by the provider's timeout."""
+        if self._running:
+            await asyncio.wait(list(self._running.values()))
+
+    def _start(self, tenant_id: str, connection_id: str, generation: int) -> asyncio.Task[None]:
+        key = (tenant_id, connection_id)
+        task = self._running.get(key)
+        if task is None:
+            task = asyncio.create_task(self._renew(tenant_id, connection_id, generation))
+            self._running[key] = task
+            task.add_done_callback(lambda done: self._finished(key, done))
+        return task
+
+    def _finished(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
+        del self._running[key]
+        _forget(task)
+
+    async def _renew(self, tenant_id: str, connection_id: str, generation: int) -> None:
+        deadline = time.monotonic() + self._limits.claim.total_seconds() * 2
+        while True:
+            claimed = await self._claim(tenant_id, connection_id, generation)
+            if claimed.turn is Turn.DONE:
+                return None
+            if claimed.turn is Turn.MINE:
+                return await self._ask(claimed)
+            if time.monotonic() > deadline:
+                raise _in_progress()
+            await asyncio.sleep(self._limits.poll.total_seconds())
+
+    async def _claim(self, tenant_id: str, connection_id: str, generation: int) -> Claimed:
+        async with self._database.tenant(tenant_id) as tx:
+            connection = await connections.get(tx, tenant_id, connection_id)
+            if connection is None:
+                raise not_found("connection", connection_id)
+            journal = await refreshes.lock(tx, tenant_id, connection_id)
+            stored = await credentials.get(tx, tenant_id, connection_id)
+            # Read again behind the lock: what was seen before waiting for it may be over.
+            connection = await connections.get(tx, tenant_id, connection_id)
+            if connection is None:
+                raise not_found("connection", connection_id)
+            provider = self._catalogue.get(connection.provider)
+
+            def claimed(turn: Turn, material: Material, attempts: int, maybe: bool) -> Claimed:
+                return Claimed(
+                    turn,
+                    connection,
+                    provider,
+                    material,
+                    stored.session_generation,
+                    attempts,
+                    maybe,
+                    journal.now,
+                    time.monotonic(),
+                )
+
+            nothing = Material(None, None)
+            if stored.session_generation != generation:
+                return claimed(Turn.DONE, nothing, 0, False)
+            check_usable(connection)
+            if journal.claimed:
+                return claimed(Turn.BUSY, nothing, 0, False)
+            if journal.not_before is not None and journal.not_before > journal.now:
+                raise _put_off(journal.reason, journal.not_before - journal.now)
+            material = await self._material(connection, provider, stored)
+            maybe_done = journal.maybe_done or journal.abandoned
+            attempts = journal.attempts + 1
+            await refreshes.claim(
+                tx,
+                tenant_id,
+                connection_id,
+                claim_id=new_id(),
+                generation=generation,
+                lasts=self._limits.claim,
+                attempts=attempts,
+                maybe_done=maybe_done,
+            )
+            if connection.state is State.ACTIVE and generation > 0:
+                await connections.change_state(tx, tenant_id, connection_id, State.REFRESHING)
+            return claimed(Turn.MINE, material, attempts, maybe_done)
+
+    async def _material(
+        self, connection: Connection, provider: Provider, stored: StoredCredentials
+    ) -> Material:
+        settings = provider.settings.model_validate(connection.settings)
+        return await self._vault.material(settings, stored)
+
+    async def _ask(self, claimed: Claimed) -> None:
+        try:
+            session = await self._ask_provider(claimed)
+        except ProviderError as failure:
+            if is_verdict(failure):
+                await self._declare_dead(claimed, failure)
+            else:
+                await self._put_off(claimed, failure)
+            return
+        await self._keep(claimed, session)
+
+    async def _ask_provider(self, claimed: Claimed) -> Session:
+        sessions = claimed.provider.sessions
+        assert sessions is not None
+        renewing = claimed.material.session is not None
+        self._check_in_time(claimed)
+        try:
+            async with asyncio.timeout(self._limits.provider_call.total_seconds()):
+                if renewing:
+                    return await sessions.renew(claimed.material, self._http, claimed.now)
+                return await sessions.begin(claimed.material, self._http, claimed.now)
+        except TimeoutError:
+            raise ProviderError(
+                FailureKind.UNAVAILABLE, "The provider did not answer in time.", maybe_done=True
+            ) from None
+        except ProviderError as failure:
+            if not (renewing and is_verdict(failure) and claimed.provider.restarts):
+                raise
+        self._check_in_time(claimed)
+        return await sessions.begin(claimed.material, self._http, claimed.now)
+
+    def _check_in_time(self, claimed: Claimed) -> None:
+        # A process that was stopped after its claim must not send what another sends by now.
+        left = self._limits.claim.total_seconds() - (time.monotonic() - claimed.claimed_at)
+        if left < self._limits.provider_call.total_seconds() / 2:
+            raise ProviderError(FailureKind.UNAVAILABLE, "This process was held up.")
+
+    async def _keep(self, claimed: Claimed, session: Session) -> None:
+        connection = claimed.connection
+        binding = Binding(
+            connection.tenant_id,
+            connection.connection_id,
+            connection.provider,
+            SESSION,
+            claimed.generation + 1,
+        )
+        envelope = await self._vault.seal_session(binding, session)
+        async with self._database.tenant(connection.tenant_id) as tx:
+            head = await access_log.lock_head(tx, connection.tenant_id)
+            if await connections.get(tx, connection.tenant_id, connection.connection_id) is None:
+                return
+            stored = await credentials.put(
+                tx,
+                binding,
+                envelope,
+                expire_time=session.expire_time,
+                renew_time=renew_time(claimed.provider, session, claimed.now),
+            )
+            if not stored:
+                return
+            await refreshes.finish(tx, connection.tenant_id, connection.connection_id)
+            # Also out of NEEDS_REAUTH: whoever declared it dead did not know this answer.
+            await connections.change_state(
+                tx,
+                connection.tenant_id,
+                connection.connection_id,
+                State.ACTIVE,
+                values={
+                    "last_refresh_time": claimed.now,
+                    "account_id": session.account_id or connection.account_id,
+                    "account_name": session.account_name or connection.account_name,
+                    "scopes": list(session.scopes or connection.scopes),
+                },
+            )
+            await access_log.append(
+                tx, head, self._entry(claimed, Decision.ALLOWED, generation=claimed.generation + 1)
+            )
+
+    async def _declare_dead(self, claimed: Claimed, failure: ProviderError) -> None:
+        tenant_id = claimed.connection.tenant_id
+        connection_id = claimed.connection.connection_id
+        reason = state_reason(failure, claimed.provider.refresh_policy, claimed.maybe_done)
+        async with self._database.tenant(tenant_id) as tx:
+            head = await access_log.lock_head(tx, tenant_id)
+            await refreshes.lock(tx, tenant_id, connection_id)
+            stored = await credentials.get(tx, tenant_id, connection_id)
+            if stored.session_generation != claimed.generation:
+                # Somebody else's answer arrived first; ours was refused because of it.
+                return
+            await refreshes.finish(tx, tenant_id, connection_id)
+            await connections.change_state(
+                tx,
+                tenant_id,
+                connection_id,
+                State.NEEDS_REAUTH,
+                reason=reason,
+                message=STATE_MESSAGES.get(reason, ""),
+            )
+            await access_log.append(
+                tx,
+                head,
+                self._entry(
+                    claimed,
+                    Decision.FAILED,
+                    generation=claimed.generation,
+                    reason=failure.kind.value,
+                    state_reason=reason.value,
+                ),
+            )
+        raise failure.to_service_error() from failure
+
+    async def _put_off(self, claimed: Claimed, failure: ProviderError) -> None:
+        tenant_id = claimed.connection.tenant_id
+        connection_id = claimed.connection.connection_id
+        wait = put_off_for(failure, claimed.attempts)
+        async with self._database.tenant(tenant_id) as tx:
+            head = await access_log.lock_head(tx, tenant_id)
+            journal = await refreshes.lock(tx, tenant_id, connection_id)
+            stored = await credentials.get(tx, tenant_id, connection_id)
+            if stored.session_generation != claimed.generation:
+                return
+            await refreshes.put_off(
+                tx,
+                tenant_id,
+                connection_id,
+                until=journal.now + wait,
+                maybe_done=claimed.maybe_done or failure.maybe_done,
+                reason=failure.kind.value,
+            )
+            if claimed.connection.state is State.ACTIVE and claimed.generation > 0:
+                await connections.change_state(tx, tenant_id, connection_id, State.ACTIVE)
+            await access_log.append(
+                tx,
+                head,
+                self._entry(
+                    claimed,
+                    Decision.FAILED,
+                    generation=claimed.generation,
+                    reason=failure.kind.value,
+                ),
+            )
+        raise failure.to_service_error() from failure
+
+    def _entry(
+        self,
+        claimed: Claimed,
+        decision: Decision,
+        *,
+        generation: int,
+        reason: str = "",
+        state_reason: str = "",
+    ) -> Entry:
+        details = {"generation": str(generation), "attempt": str(claimed.attempts)}
+        if state_reason:
+            details["state_reason"] = state_reason
+        return Entry(
+            Action.REFRESH_CREDENTIAL,
+            decision,
+            self._actor,
+            connection_id=claimed.connection.connection_id,
+            provider=claimed.connection.provider,
+            reason=reason,
+            details=details,
+        )
+
+
+def _forget(task: asyncio.Task[None]) -> None:
+    # A failure belongs to whoever waits; where nobody does, the journal and the log have it.
+    if not task.cancelled():
+        task.exception()
+
+
+def _in_progress() -> ServiceError:
+    return ServiceError(
+        ErrorKind.UNAVAILABLE,
+        "REFRESH_IN_PROGRESS",
+        "The credential is being renewed by another call.",
+        retry_after=timedelta(seconds=1),
+    )
+
+
+def _put_off(reason: str, wait: timedelta) -> ServiceError:
+    limited = reason == FailureKind.RATE_LIMITED.value
+    return ServiceError(
+        ErrorKind.RESOURCE_EXHAUSTED if limited else ErrorKind.UNAVAILABLE,
+        reason or FailureKind.UNAVAILABLE.value,
+        "The provider failed or asked to wait; it is not asked again before the delay is over.",
+        retry_after=wait,
+    )
