@@ -229,7 +229,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Metadata "scopes" names them; connect again with them.
     """
     ERROR_REASON_CREDENTIAL_UNREADABLE: _ErrorReason.ValueType  # 312
-    """What is stored cannot be decrypted (DATA_LOSS): its key is not in the
+    """What is stored cannot be decrypted (FAILED_PRECONDITION): its key is not in the
     ring, or the row was tampered with. Tell the operator; connect again.
     """
     ERROR_REASON_REFRESH_IN_PROGRESS: _ErrorReason.ValueType  # 313
@@ -554,7 +554,7 @@ ERROR_REASON_SCOPES_MISSING: ErrorReason.ValueType  # 311
 Metadata "scopes" names them; connect again with them.
 """
 ERROR_REASON_CREDENTIAL_UNREADABLE: ErrorReason.ValueType  # 312
-"""What is stored cannot be decrypted (DATA_LOSS): its key is not in the
+"""What is stored cannot be decrypted (FAILED_PRECONDITION): its key is not in the
 ring, or the row was tampered with. Tell the operator; connect again.
 """
 ERROR_REASON_REFRESH_IN_PROGRESS: ErrorReason.ValueType  # 313
