@@ -12,6 +12,8 @@ from tests.databases import Clock, DatabaseFactory, Databases, terminate_connect
 from tests.servers import Servers
 from tests.tenant_wall import WallProof, prove_wall
 
+pytest_plugins = ["tests.plugins.serving"]
+
 _SERVERS = pytest.StashKey[Servers]()
 
 

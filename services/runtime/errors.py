@@ -179,3 +179,34 @@ def unauthenticated(reason: str, message: str) -> ServiceError:
 def unavailable(message: str, *, retry_after: timedelta = timedelta(seconds=1)) -> ServiceError:
     """The server cannot serve this now; the same call may succeed after `retry_after`."""
     return ServiceError(ErrorKind.UNAVAILABLE, "UNAVAILABLE", message, retry_after=retry_after)
+
+
+class PeerError(Exception):
+    """Another Cogni service answered with an error, or could not be reached.
+
+    `kind` and `reason` are the peer's ("" when it sent no ErrorInfo). Use cases decide what it
+    means to their caller; undecided, an unreachable peer becomes UNAVAILABLE and anything else
+    INTERNAL.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        kind: ErrorKind,
+        reason: str,
+        message: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        retry_after: timedelta | None = None,
+    ) -> None:
+        super().__init__(f"{service} answered {kind} {reason}: {message}")
+        self.service = service
+        self.kind = kind
+        self.reason = reason
+        self.message = message
+        self.metadata: Mapping[str, str] = MappingProxyType(dict(metadata or {}))
+        self.retry_after = retry_after
+
+
+class StartError(Exception):
+    """Raised when a process cannot start; the text is whole sentences for the operator."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import grpc
+import grpc.aio
 from google.protobuf import (
     descriptor_pb2,
     descriptor_pool,
@@ -19,6 +21,8 @@ from google.protobuf import (
 )
 
 from cogni.type.v1 import amount_pb2
+from services.runtime.access import Access
+from services.runtime.server import Application, Registration
 
 PACKAGE = "cogni.test.v1"
 SERVICE = f"{PACKAGE}.PetService"
@@ -124,3 +128,54 @@ def _message(name: str) -> Any:
 
 FeedPetRequest = _message("FeedPetRequest")
 FeedPetResponse = _message("FeedPetResponse")
+
+
+class UnbuiltPets:
+    """What protoc generates for a servicer: every method answers UNIMPLEMENTED."""
+
+    def FeedPet(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return _unimplemented(context)
+
+    def WatchPet(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return _unimplemented(context)
+
+    def GroomPet(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return _unimplemented(context)
+
+
+def _unimplemented(context: Any) -> Any:
+    context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+    context.set_details("Method not implemented!")
+    raise NotImplementedError("Method not implemented!")
+
+
+def add_pets_to_server(servicer: UnbuiltPets, server: grpc.aio.Server) -> None:
+    """What protoc generates beside the servicer."""
+    codec = {
+        "request_deserializer": FeedPetRequest.FromString,
+        "response_serializer": FeedPetResponse.SerializeToString,
+    }
+    handlers = {
+        "FeedPet": grpc.unary_unary_rpc_method_handler(servicer.FeedPet, **codec),
+        "WatchPet": grpc.unary_stream_rpc_method_handler(servicer.WatchPet, **codec),
+        "GroomPet": grpc.unary_unary_rpc_method_handler(servicer.GroomPet, **codec),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+
+#: People with the scope may feed and watch, the executor too; runs may only feed.
+ACCESS = {
+    f"/{SERVICE}/FeedPet": Access("pets:write", services=frozenset({"executor"}), runs=True),
+    f"/{SERVICE}/WatchPet": Access(
+        "pets:read", services=frozenset({"executor"}), cross_tenant=True
+    ),
+    f"/{SERVICE}/GroomPet": Access(users=False, services=frozenset({"scheduler"})),
+}
+
+
+def pet_application(servicer: UnbuiltPets, **changes: Any) -> Application:
+    """The application of one PetService; keyword arguments replace its parts."""
+    parts = {"access": ACCESS, **changes}
+    return Application(
+        registrations=(Registration(add_pets_to_server, servicer, SERVICE),), **parts
+    )

@@ -13,6 +13,7 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import PydanticBaseSettingsSource
 
+from services.runtime.errors import StartError
 from services.runtime.settings.field import (
     PREFIX,
     is_file_only,
@@ -32,7 +33,7 @@ MISSPELLING_RATIO = 0.9
 Settings = TypeVar("Settings", bound=ServiceSettings)
 
 
-class SettingsError(Exception):
+class SettingsError(StartError):
     """Raised when the environment makes no valid settings; `problems` are whole sentences."""
 
     def __init__(self, problems: list[str]) -> None:

@@ -1,0 +1,123 @@
+"""Runs a server as one operating-system process per core behind one port."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from multiprocessing.context import SpawnProcess
+from types import FrameType
+from typing import Any
+
+from services.runtime.errors import StartError
+from services.runtime.port import Listen, reserve
+
+_log = logging.getLogger(__name__)
+
+#: A module-level coroutine function: it is imported anew in every spawned process.
+Main = Callable[[Listen], Coroutine[Any, Any, None]]
+
+#: Exit codes: an operator's mistake, a child that died, Ctrl-C before there was anything to drain.
+EXIT_START, EXIT_CHILD_DIED, EXIT_INTERRUPTED = 2, 1, 130
+#: Children that outlive the stop signal by more than their drain and this are killed.
+_STOP_MARGIN_SECONDS = 15.0
+
+
+def run_server(main: Main, *, listen: str, processes: int = 1, drain_seconds: float = 20.0) -> int:
+    """Runs `main` until it is told to stop; returns the exit code for the process.
+
+    The port is proved free first. With several processes each is spawned, never forked (a fork
+    of a process that touched grpc.aio hangs), and binds the same port with SO_REUSEPORT; when
+    one dies, all stop and the code is not zero, so that a supervisor restarts the whole.
+    What keeps a process from starting is said in a sentence on stderr.
+    """
+    try:
+        with reserve(listen, shared=processes > 1) as place:
+            if processes > 1:
+                return _supervise(main, place, processes, drain_seconds + _STOP_MARGIN_SECONDS)
+        return _run(main, place)
+    except StartError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_START
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _run(main: Main, listen: Listen) -> int:
+    asyncio.run(main(listen))
+    return 0
+
+
+def _supervise(main: Main, listen: Listen, processes: int, stop_seconds: float) -> int:
+    spawn = multiprocessing.get_context("spawn")
+    children = [
+        spawn.Process(target=_child, args=(main, listen), name=f"server-{index}")
+        for index in range(processes)
+    ]
+    stop = threading.Event()
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        # A second signal is forwarded too: it makes each child stop at once.
+        stop.set()
+        _terminate(children)
+
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, forward)
+    for child in children:
+        child.start()
+    multiprocessing.connection.wait([child.sentinel for child in children])
+    died_by_itself = not stop.is_set()
+    if died_by_itself:
+        _report(children)
+        _terminate(children)
+    _join(children, stop_seconds)
+    failed = any(child.exitcode not in (0, -signal.SIGTERM) for child in children)
+    return EXIT_CHILD_DIED if died_by_itself or failed else 0
+
+
+def _report(children: list[SpawnProcess]) -> None:
+    for child in children:
+        if child.exitcode is not None:
+            _log.error("%s ended with code %s; stopping the others", child.name, child.exitcode)
+
+
+def _terminate(children: list[SpawnProcess]) -> None:
+    for child in children:
+        if child.pid is not None and child.exitcode is None:
+            child.terminate()
+
+
+def _join(children: list[SpawnProcess], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    for child in children:
+        child.join(max(0.0, end - time.monotonic()))
+        if child.exitcode is None:
+            _log.error("%s did not stop in time and is killed", child.name)
+            child.kill()
+            child.join()
+
+
+def _child(main: Main, listen: Listen) -> None:
+    # Ctrl-C reaches the whole process group; the parent alone decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_stop_with_parent, name="parent-watch", daemon=True).start()
+    try:
+        sys.exit(_run(main, listen))
+    except StartError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(EXIT_START)
+
+
+def _stop_with_parent() -> None:
+    """A parent that was killed forwards nothing: its children must notice by themselves."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
