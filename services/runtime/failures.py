@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import asyncpg
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from services.runtime.errors import unavailable
+from services.runtime.errors import StartError, unavailable
 
 _RETRY_AFTER = timedelta(seconds=1)
 _UNREACHABLE = "The database cannot be reached; retry."
@@ -17,7 +17,7 @@ _CONNECTION_LOST = ("08", "57P", "53300")
 _BUSY = ("55P03", "57014", "40P01", "40001", "25P03")
 
 
-class DatabaseUnusableError(Exception):
+class DatabaseUnusableError(StartError):
     """Raised when a process cannot work with its database at all; the text says what to do."""
 
 
