@@ -134,11 +134,15 @@ class Entry(_message.Message):
 
     @_builtins.property
     def debit_balance(self) -> _amount_pb2.Amount:
-        """What the debited account had after this entry."""
+        """What the debited account had after this entry. Absent for the system's own
+        accounts.
+        """
 
     @_builtins.property
     def credit_balance(self) -> _amount_pb2.Amount:
-        """What the credited account had after this entry."""
+        """What the credited account had after this entry. Absent for the system's own
+        accounts.
+        """
 
     @_builtins.property
     def record_time(self) -> _timestamp_pb2.Timestamp:

@@ -225,8 +225,10 @@ class UsageUnit(_message.Message):
     @_builtins.property
     def cost(self) -> _amount_pb2.Amount:
         """What the reporter computed the unit to cost, without markup. Used when no
-        price card of the tenant prices the unit. An explicit zero means free; an
-        absent cost means unknown.
+        price card of the tenant prices the unit. May have up to 30 fractional
+        digits; the charge is rounded to the asset's scale once. An explicit zero
+        means free; an absent cost means unknown, and so does one in another asset
+        than the account's.
         """
 
     def __init__(
@@ -290,7 +292,7 @@ class LlmCall(_message.Message):
     @_builtins.property
     def provider_cost(self) -> _amount_pb2.Amount:
         """What the provider itself said the call cost, if it did. Kept for
-        reconciliation, never charged.
+        reconciliation, never charged. May have up to 30 fractional digits.
         """
 
     def __init__(
@@ -518,7 +520,9 @@ class Charge(_message.Message):
     """
     @_builtins.property
     def unit(self) -> Global___UsageUnit:
-        """The unit as it was recorded."""
+        """The unit as it was recorded. Absent in answers of RecordUsage, whose caller
+        has it.
+        """
 
     @_builtins.property
     def amount(self) -> _amount_pb2.Amount:

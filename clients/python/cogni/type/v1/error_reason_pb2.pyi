@@ -160,7 +160,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_BUDGET_EXHAUSTED: _ErrorReason.ValueType  # 119
     """The next call could cost more than what is left. Seen as the error of a
-    run. Raise the budget or fund the account, then replay the run.
+    run, and when a hold or top-up would pass its account's budget
+    (FAILED_PRECONDITION, metadata "account_id" and "left"). Raise the budget or
+    fund the account, then replay the run.
     """
     ERROR_REASON_GRAPH_FAILED: _ErrorReason.ValueType  # 120
     """The graph raised an exception. Seen as the error of a run; its type and
@@ -485,7 +487,9 @@ and audit records.
 """
 ERROR_REASON_BUDGET_EXHAUSTED: ErrorReason.ValueType  # 119
 """The next call could cost more than what is left. Seen as the error of a
-run. Raise the budget or fund the account, then replay the run.
+run, and when a hold or top-up would pass its account's budget
+(FAILED_PRECONDITION, metadata "account_id" and "left"). Raise the budget or
+fund the account, then replay the run.
 """
 ERROR_REASON_GRAPH_FAILED: ErrorReason.ValueType  # 120
 """The graph raised an exception. Seen as the error of a run; its type and

@@ -1,0 +1,97 @@
+"""Appends a book's drafts to their tenants' logs: sequences, leaves, tree and balances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from decimal import Decimal
+
+from services.ledger.accounts import AccountKind, system_account_id
+from services.ledger.assets import Asset
+from services.ledger.book import Book
+from services.ledger.entries import NONCE_BYTES, Draft, Entry, EntryKind, Place, seal
+from services.ledger.merkle import EMPTY_ROOT, Frontier, Node
+from services.ledger.store import Transaction, holds, log
+from services.ledger.store.log import Appendix, KeyUse, LogHead, Movement
+
+
+class Appender:
+    """Seals what a batch drafted, under the locked heads of its tenants' logs."""
+
+    def __init__(self, nonces: Callable[[int], bytes]) -> None:
+        self._nonces = nonces
+
+    async def append(self, tx: Transaction, book: Book, used: Sequence[KeyUse]) -> dict[int, Entry]:
+        """Write everything the book holds; return the entries by the identity of their drafts.
+
+        Raises DuplicateKeyError when another process committed one of the keys meanwhile.
+        """
+        heads = await log.lock_heads(tx, {use.key.tenant_id for use in used} | set(book.drafts))
+        for (tenant_id, asset), remainder in book.remainders.items():
+            await self._carry(tx, book, tenant_id, asset, remainder)
+        sealed: dict[int, Entry] = {}
+        nodes: list[tuple[str, Node]] = []
+        for tenant_id, drafts in book.drafts.items():
+            head = heads[tenant_id]
+            frontier = Frontier(head.tree_size, head.frontier)
+            for draft in drafts:
+                entry = self._seal(book, head, draft)
+                nodes.extend((tenant_id, node) for node in frontier.append(entry.leaf_hash))
+                sealed[id(draft)] = entry
+            head.frontier = frontier.packed()
+        await holds.write(tx, [hold for hold in book.holds.values() if hold.is_changed])
+        keys = [
+            use if use.draft is None else replace(use, sequence=use.draft.sequence) for use in used
+        ]
+        entries = list(sealed.values())
+        movements = _movements(book, entries)
+        await log.write(tx, Appendix(entries, keys, nodes, movements, heads))
+        return sealed
+
+    async def _carry(
+        self, tx: Transaction, book: Book, tenant_id: str, asset: Asset, remainder: Decimal
+    ) -> None:
+        """Keep what rounding left over, and post it once it is a whole minor unit."""
+        rounding_id = system_account_id(tenant_id, asset.code, AccountKind.ROUNDING)
+        whole = await log.carry(tx, tenant_id, rounding_id, remainder)
+        if whole == 0:
+            return
+        usage_id = system_account_id(tenant_id, asset.code, AccountKind.USAGE)
+        # A positive remainder is what charges fell short of their exact prices: ROUNDING pays it.
+        debit, credit = (rounding_id, usage_id) if whole > 0 else (usage_id, rounding_id)
+        draft = Draft(tenant_id, EntryKind.ROUNDING, debit, credit, asset, abs(whole))
+        draft.description = "what rounding charges left over"
+        book.drafts.setdefault(tenant_id, []).append(draft)
+
+    def _seal(self, book: Book, head: LogHead, draft: Draft) -> Entry:
+        head.tree_size += 1
+        head.last_record_time = max(head.now, head.last_record_time or head.now)
+        place = Place(
+            head.tree_size,
+            head.last_record_time,
+            head.last_leaf_hash or EMPTY_ROOT,
+            self._nonces(NONCE_BYTES),
+        )
+        entry = seal(draft, place)
+        head.last_leaf_hash = entry.leaf_hash
+        return entry
+
+
+def _movements(book: Book, entries: list[Entry]) -> dict[tuple[str, str], Movement]:
+    """Return what the batch changes in each balance, touched once whatever it was used for."""
+    movements: dict[tuple[str, str], Movement] = {}
+    for entry in entries:
+        for account_id, change in (
+            (entry.debit_account_id, -entry.amount),
+            (entry.credit_account_id, entry.amount),
+        ):
+            movement = movements.setdefault((entry.tenant_id, account_id), Movement())
+            movement.change += change
+            movement.sequence = entry.sequence
+            movement.update_time = entry.record_time
+    for place, position in book.positions.items():
+        if position.held != position.held_before:
+            movements.setdefault(place, Movement()).held_change = (
+                position.held - position.held_before
+            )
+    return movements

@@ -1,0 +1,91 @@
+"""What a batch is asked to do, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import IntEnum
+
+from services.ledger.accounts import Account
+from services.ledger.entries import Entry
+from services.ledger.units import Key, UsageUnit
+from services.runtime.errors import ServiceError, Violation
+
+#: The source_system of keys that callers make as request_ids. No caller can name it: a colon is
+#: not allowed in theirs.
+REQUEST_SYSTEM = "cogni:request"
+
+
+def request_key(tenant_id: str, rpc: str, request_id: str) -> Key:
+    """Return the permanent key of a request: the same id may serve different RPCs."""
+    return Key(tenant_id, f"{REQUEST_SYSTEM}:{rpc}", request_id)
+
+
+@dataclass(frozen=True, slots=True)
+class TransferCommand:
+    """Move `amount` minor units from one account to another; the caller may do so."""
+
+    key: Key
+    payload_hash: bytes
+    debit: Account
+    credit: Account
+    amount: int
+    description: str
+    occur_time: datetime | None
+
+    def accounts(self) -> tuple[Account, ...]:
+        """Return the accounts it touches."""
+        return (self.debit, self.credit)
+
+
+@dataclass(frozen=True, slots=True)
+class UsageCommand:
+    """Record one well-formed unit of a known account."""
+
+    key: Key
+    payload_hash: bytes
+    unit: UsageUnit
+    account: Account
+
+    def accounts(self) -> tuple[Account, ...]:
+        """Return the accounts it touches."""
+        return (self.account,)
+
+
+Command = TransferCommand | UsageCommand
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """A unit's charge: its entry, the overrun's if there was one, and what gave it back."""
+
+    entry: Entry
+    overrun: Entry | None = None
+    corrected_by: int = 0
+
+    @property
+    def amount(self) -> int:
+        """The whole charge in minor units."""
+        return self.entry.amount + (self.overrun.amount if self.overrun else 0)
+
+
+class UsageResult(IntEnum):
+    """What became of a unit; the values are those of the contract."""
+
+    CREATED = 1
+    EXISTS = 2
+    CONFLICT = 3
+    REJECTED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class UsageOutcome:
+    """The answer about one unit; violations have fields relative to the unit."""
+
+    result: UsageResult
+    charge: Charge | None = None
+    violations: tuple[Violation, ...] = ()
+
+
+#: What a command came to: its entry, its unit's outcome, or the refusal to raise.
+Outcome = Entry | UsageOutcome | ServiceError

@@ -1,0 +1,82 @@
+"""Puts the Ledger's server together from its parts."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from cogni.ledger.v1 import ledger_service_pb2_grpc
+from services.ledger.access import ACCESS
+from services.ledger.directory import Directory
+from services.ledger.posting import Poster
+from services.ledger.price_books import PriceBooks
+from services.ledger.price_list import PriceList
+from services.ledger.recording import Recording
+from services.ledger.rules import RULES
+from services.ledger.server import LedgerServicer
+from services.ledger.statements import Statements
+from services.ledger.transferring import Transferring
+from services.ledger.writer import Writer
+from services.runtime.database import Database
+from services.runtime.ids import new_id
+from services.runtime.server import Application, Registration
+from services.runtime.telemetry import Telemetry
+
+SERVICE = "cogni.ledger.v1.LedgerService"
+_Reading = Iterable[tuple[float, Mapping[str, str]]]
+
+
+@dataclass(slots=True)
+class Meters:
+    """What one process counts for its operator."""
+
+    conflicts: int = 0
+
+    def add_conflicts(self, count: int) -> None:
+        """Count usage units whose key was recorded before with other content."""
+        self.conflicts += count
+
+
+def compose(
+    database: Database,
+    *,
+    telemetry: Telemetry | None = None,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    new_account_id: Callable[[], str] = new_id,
+    nonces: Callable[[int], bytes] = secrets.token_bytes,
+) -> Application:
+    """Return the application that serves `database`; the database must be migrated."""
+    writer = Writer(Poster(database, PriceBooks(), nonces).post)
+    directory = Directory(database, new_account_id)
+    meters = Meters()
+    if telemetry is not None:
+        _report(telemetry, writer, meters)
+    # What the contract has and the servicer has not yet is answered NOT_IMPLEMENTED.
+    servicer = LedgerServicer(  # type: ignore[abstract]
+        directory,
+        Transferring(directory, writer, clock),
+        Recording(directory, writer, clock, meters.add_conflicts),
+        Statements(database),
+        PriceList(database, new_id),
+    )
+    registration = Registration(
+        ledger_service_pb2_grpc.add_LedgerServiceServicer_to_server, servicer, SERVICE
+    )
+    return Application((registration,), ACCESS, RULES, loops={"writer": writer.run})
+
+
+def _report(telemetry: Telemetry, writer: Writer, meters: Meters) -> None:
+    def waiting() -> _Reading:
+        return [(writer.waiting_commands, {})]
+
+    def conflicts() -> _Reading:
+        return [(meters.conflicts, {})]
+
+    telemetry.gauge("cogni.ledger.writer.waiting", "Commands that wait to be posted.", waiting)
+    telemetry.gauge(
+        "cogni.ledger.usage.conflicts",
+        "Usage units that came again with other content; any is an alarm.",
+        conflicts,
+    )

@@ -1,0 +1,106 @@
+"""Translates entries, and the charges and statements made of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cogni.ledger.v1 import entry_pb2, statement_pb2, usage_pb2
+from services.ledger.commands import REQUEST_SYSTEM, Charge, UsageOutcome
+from services.ledger.convert.scalars import amount, timestamp
+from services.ledger.convert.usage import unit_message
+from services.ledger.entries import Entry
+from services.ledger.statements import RunStatement
+from services.ledger.store.runs import RunTotal
+
+
+def entry(entry: Entry) -> entry_pb2.Entry:
+    """Return the message of a sealed entry."""
+    message = entry_pb2.Entry(
+        sequence=entry.sequence,
+        kind=entry_pb2.EntryKind.ValueType(entry.kind),
+        debit_account_id=entry.debit_account_id,
+        credit_account_id=entry.credit_account_id,
+        amount=amount(entry.amount, entry.asset),
+        record_time=timestamp(entry.record_time),
+        occur_time=timestamp(entry.occur_time),
+        run_id=entry.run_id,
+        attempt=entry.attempt,
+        hold_id=entry.hold_id,
+        corrects_sequence=entry.corrects_sequence,
+        description=entry.description,
+        leaf=entry.leaf,
+    )
+    if entry.debit_balance is not None:
+        message.debit_balance.CopyFrom(amount(entry.debit_balance, entry.asset))
+    if entry.credit_balance is not None:
+        message.credit_balance.CopyFrom(amount(entry.credit_balance, entry.asset))
+    if not entry.source_system.startswith(REQUEST_SYSTEM):
+        message.source_system = entry.source_system
+        message.source_reference = entry.source_reference
+    return message
+
+
+def outcome(outcome: UsageOutcome, index: int) -> usage_pb2.UsageOutcome:
+    """Return the answer about the unit at `index` of a request."""
+    message = usage_pb2.UsageOutcome(
+        result=usage_pb2.UsageResult.ValueType(outcome.result),
+        violations=[
+            usage_pb2.UsageViolation(
+                field=f"units[{index}].{violation.field}", description=violation.description
+            )
+            for violation in outcome.violations
+        ],
+    )
+    if outcome.charge is not None:
+        message.charge.CopyFrom(charge(outcome.charge, with_unit=False))
+    return message
+
+
+def charge(charge: Charge, *, with_unit: bool) -> usage_pb2.Charge:
+    """Return the message of a charge; without the unit where the caller has just sent it."""
+    of = charge.entry
+    facts = of.facts()
+    price: dict[str, Any] = facts["price"]
+    message = usage_pb2.Charge(
+        amount=amount(charge.amount, of.asset),
+        overrun=amount(charge.overrun.amount if charge.overrun else 0, of.asset),
+        price_source=usage_pb2.PriceSource.Value(f"PRICE_SOURCE_{price['source']}"),
+        price_card_id=price.get("card", ""),
+        price_card_version=price.get("version", 0),
+        unrounded=price.get("unrounded", ""),
+        sequence=of.sequence,
+        record_time=timestamp(of.record_time),
+        corrected_by_sequence=charge.corrected_by,
+    )
+    if with_unit:
+        message.unit.CopyFrom(unit_message(of, facts))
+    return message
+
+
+def run_statement(statement: RunStatement) -> statement_pb2.RunStatement:
+    """Return the message of a run's statement."""
+    counts = statement.counts
+    return statement_pb2.RunStatement(
+        run_id=statement.run_id,
+        charges=[charge(each, with_unit=True) for each in statement.charges],
+        totals=[_total(each) for each in statement.totals],
+        unit_count=counts.units,
+        unpriced_unit_count=counts.unpriced,
+        estimated_unit_count=counts.estimated,
+        rework_unit_count=counts.rework,
+        units_digest=counts.digest,
+        tree_size=statement.tree_size,
+    )
+
+
+def _total(total: RunTotal) -> statement_pb2.RunTotal:
+    return statement_pb2.RunTotal(
+        charged=amount(total.charged, total.asset),
+        overrun=amount(total.overrun, total.asset),
+        rework=amount(total.rework, total.asset),
+        estimated=amount(total.estimated, total.asset),
+        token_counts=[
+            usage_pb2.TokenCount(kind=usage_pb2.TokenKind.Value(f"TOKEN_KIND_{kind}"), count=count)
+            for kind, count in sorted(total.tokens.items())
+        ],
+    )

@@ -1,1 +1,0 @@
-"""The main job end to end on this machine, told while it happens."""
