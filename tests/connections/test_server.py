@@ -1,0 +1,325 @@
+"""The server as callers meet it: real gRPC, real tokens, a real AT Protocol server behind."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from cogni.connections.v1 import connection_pb2, credential_pb2
+from cogni.connections.v1 import connections_service_pb2 as messages
+from cogni.connections.v1 import connections_service_pb2_grpc as stubs
+from services.connections.access_log import first_break
+from services.connections.composition import Parts, compose
+from services.connections.egress_rules import EgressRules
+from services.connections.keyring import KeyRing
+from services.runtime.database import Database
+from services.runtime.ids import new_id
+from services.standalone import pds
+from tests.connections.conftest import CANARY
+from tests.databases import DatabaseFactory
+from tests.plugins.calls import refused
+from tests.plugins.identities import Identities
+from tests.plugins.serving import Served, ServeService
+
+PASSWORD = f"{CANARY}-app-password"
+ADMIN = ("connections:read", "connections:write", "connections:admin")
+
+
+@pytest.fixture
+def at_server(tmp_path: Path) -> Iterator[str]:
+    """host:port of an AT Protocol server with the account ann.test."""
+    server = pds.serve(0, tmp_path / "pds.json", "ann.test", PASSWORD)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@dataclass
+class Service:
+    """A running server and those who call it."""
+
+    served: Served
+    database: Database
+    identities: Identities
+    at_server: str
+
+    def stub(self, token: str | None) -> stubs.ConnectionsServiceStub:
+        return stubs.ConnectionsServiceStub(self.served.channel(token))
+
+    def user(self, subject: str = "ann", tenant: str = "t1", scopes: Any = ADMIN) -> Any:
+        return self.stub(self.identities.user_token(tenant, subject, scopes))
+
+    def run(self, *connection_ids: str, **claims: Any) -> Any:
+        made = self.identities.run_claims(
+            claims.pop("tenant", "t1"), connection_ids=connection_ids, **claims
+        )
+        return self.stub(self.identities.run_token(made))
+
+    def executor(self) -> Any:
+        return self.stub(self.identities.service_token("executor", "connections", "t1"))
+
+    def bluesky(self, **changes: Any) -> messages.CreateConnectionRequest:
+        request = messages.CreateConnectionRequest(
+            request_id=new_id(),
+            provider="bluesky",
+            secret=credential_pb2.ConnectionSecret(
+                app_password=credential_pb2.AppPasswordSecret(
+                    identifier="@ann.test", password=PASSWORD
+                )
+            ),
+        )
+        request.settings["service_url"] = f"http://{self.at_server}"
+        request.MergeFrom(messages.CreateConnectionRequest(**changes))
+        return request
+
+
+@pytest.fixture
+async def service(
+    database: DatabaseFactory,
+    serve_service: ServeService,
+    identities: Identities,
+    key_ring: KeyRing,
+    at_server: str,
+) -> AsyncIterator[Service]:
+    db = await database("connections")
+    parts: Parts = compose(db, key_ring, EgressRules.parse(at_server))
+    served = await serve_service("connections", parts.application)
+    yield Service(served, db, identities, at_server)
+    await parts.close()
+
+
+def lease_request(connection_id: str, **changes: Any) -> messages.LeaseCredentialRequest:
+    request = messages.LeaseCredentialRequest(
+        connection_id=connection_id, invocation_id="inv-1", tool="post_to_bluesky"
+    )
+    request.MergeFrom(messages.LeaseCredentialRequest(**changes))
+    return request
+
+
+async def test_an_account_is_connected_leased_revoked_and_every_step_is_on_record(
+    service: Service,
+) -> None:
+    made = (await service.user().CreateConnection(service.bluesky())).connection
+    assert made.state == connection_pb2.CONNECTION_STATE_ACTIVE
+    assert made.account.name == "ann.test"
+    assert made.display_name == "ann.test"
+    assert made.caller_may_grant
+
+    lease = await service.run(made.connection_id).LeaseCredential(lease_request(made.connection_id))
+    session = lease.credential.bluesky_session
+    assert session.did == made.account.id
+    assert session.service_url == f"http://{service.at_server}"
+    assert session.access_jwt.count(".") == 2
+
+    revoked = await service.executor().RevokeLeases(
+        messages.RevokeLeasesRequest(connection_id=made.connection_id, comment="test")
+    )
+    assert revoked.revoked_lease_count == 1
+    answer = await service.user().ListAccessRecords(
+        messages.ListAccessRecordsRequest(oldest_first=True)
+    )
+    assert [record.sequence for record in answer.records] == [1, 2, 3]
+    assert answer.head.hash == answer.records[-1].hash
+    assert answer.records[1].actor.startswith("run:")
+
+
+async def test_a_wrong_password_is_refused_at_creation_without_repeating_it(
+    service: Service,
+) -> None:
+    request = service.bluesky()
+    request.secret.app_password.password = f"{CANARY}-wrong"
+    refusal = await refused(service.user().CreateConnection(request))
+    assert refusal.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert refusal.reason == "CREDENTIAL_REJECTED"
+    assert CANARY not in refusal.message + refusal.trailers
+
+
+async def test_a_private_address_is_refused_unless_the_operator_allows_it(
+    service: Service,
+) -> None:
+    request = service.bluesky()
+    request.settings["service_url"] = "http://127.0.0.1:1"
+    refusal = await refused(service.user().CreateConnection(request))
+    assert refusal.reason == "INVALID_REQUEST"
+    request.settings["service_url"] = "https://169.254.169.254"
+    refusal = await refused(service.user().CreateConnection(request))
+    assert "private or local" in refusal.message
+
+
+async def test_everything_wrong_with_a_request_is_told_at_once(service: Service) -> None:
+    request = messages.CreateConnectionRequest(request_id=new_id(), provider="api_key")
+    request.settings["allowed_origins"] = ["https://api.example.com/path"]
+    request.settings["surprise"] = 1
+    refusal = await refused(service.user().CreateConnection(request))
+    [bad] = [each for each in refusal.details if hasattr(each, "field_violations")]
+    fields = {violation.field for violation in bad.field_violations}
+    assert {"secret", "settings.allowed_origins", "settings.surprise"} <= fields
+
+
+@pytest.mark.parametrize("provider", ["nope", "mcp", "bluesky:x"])
+async def test_an_unknown_provider_is_named(service: Service, provider: str) -> None:
+    refusal = await refused(
+        service.user().CreateConnection(
+            messages.CreateConnectionRequest(request_id=new_id(), provider=provider)
+        )
+    )
+    assert refusal.reason == "PROVIDER_UNKNOWN"
+
+
+async def test_a_retried_create_makes_one_connection_and_a_changed_one_is_refused(
+    service: Service,
+) -> None:
+    request = service.bluesky()
+    first = await service.user().CreateConnection(request)
+    again = await service.user().CreateConnection(request)
+    assert again.connection.connection_id == first.connection.connection_id
+    request.secret.app_password.password += "x"
+    assert (await refused(service.user().CreateConnection(request))).reason == "REQUEST_ID_REUSED"
+    request = service.bluesky(request_id=request.request_id, display_name="other")
+    assert (await refused(service.user().CreateConnection(request))).reason == "REQUEST_ID_REUSED"
+
+
+async def test_another_tenant_sees_and_deletes_nothing(service: Service) -> None:
+    made = (await service.user().CreateConnection(service.bluesky())).connection
+    stranger = service.user(tenant="t2")
+    get = messages.GetConnectionRequest(connection_id=made.connection_id)
+    delete = messages.DeleteConnectionRequest(connection_id=made.connection_id)
+    assert (await refused(stranger.GetConnection(get))).reason == "NOT_FOUND"
+    assert (await refused(stranger.DeleteConnection(delete))).reason == "NOT_FOUND"
+    assert not (await stranger.ListConnections(messages.ListConnectionsRequest())).connections
+
+
+async def test_a_colleague_reads_a_connection_but_may_neither_grant_nor_delete_it(
+    service: Service,
+) -> None:
+    made = (
+        await service.user().CreateConnection(service.bluesky(consent_subjects=["bea"]))
+    ).connection
+    get = messages.GetConnectionRequest(connection_id=made.connection_id)
+    cleo = service.user("cleo", scopes=("connections:read", "connections:write"))
+    bea = service.user("bea", scopes=("connections:read",))
+    assert not (await cleo.GetConnection(get)).connection.caller_may_grant
+    assert (await bea.GetConnection(get)).connection.caller_may_grant
+    delete = messages.DeleteConnectionRequest(connection_id=made.connection_id)
+    assert (await refused(cleo.DeleteConnection(delete))).reason == "NOT_OWNER"
+
+
+async def test_lists_are_paged_and_filtered(service: Service) -> None:
+    ids = [
+        (
+            await service.user().CreateConnection(
+                service.bluesky(skip_check=True, labels={"n": str(number)})
+            )
+        ).connection.connection_id
+        for number in range(5)
+    ]
+    seen: list[str] = []
+    token = ""
+    while True:
+        page = await service.user().ListConnections(
+            messages.ListConnectionsRequest(page_size=2, page_token=token)
+        )
+        seen += [connection.connection_id for connection in page.connections]
+        token = page.next_page_token
+        if not token:
+            break
+    assert seen == ids[::-1]
+    one = await service.user().ListConnections(
+        messages.ListConnectionsRequest(labels={"n": "3"}, provider="bluesky", owner="ann")
+    )
+    assert [connection.connection_id for connection in one.connections] == [ids[3]]
+
+
+async def test_only_a_run_leases_and_only_what_its_token_names(service: Service) -> None:
+    made = (await service.user().CreateConnection(service.bluesky())).connection
+    request = lease_request(made.connection_id)
+    refusal = await refused(service.user().LeaseCredential(request))
+    assert refusal.reason == "CALLER_NOT_ALLOWED"
+    refusal = await refused(service.run(new_id()).LeaseCredential(request))
+    assert refusal.reason == "CONNECTION_NOT_GRANTED"
+
+
+async def test_an_api_key_goes_out_with_where_it_may_go(service: Service) -> None:
+    request = messages.CreateConnectionRequest(request_id=new_id(), provider="api_key")
+    request.secret.api_key.key = f"{CANARY}-key"
+    request.settings["allowed_origins"] = ["https://api.example.com"]
+    made = (await service.user().CreateConnection(request)).connection
+    lease = await service.run(made.connection_id).LeaseCredential(lease_request(made.connection_id))
+    key = lease.credential.api_key
+    assert (key.key, key.header_name, key.header_prefix) == (
+        f"{CANARY}-key",
+        "Authorization",
+        "Bearer ",
+    )
+    assert list(key.allowed_origins) == ["https://api.example.com"]
+
+
+async def test_the_providers_are_listed_with_the_schema_of_their_settings(
+    service: Service,
+) -> None:
+    answer = await service.user().ListProviders(messages.ListProvidersRequest())
+    found = {provider.provider_id: provider for provider in answer.providers}
+    assert {"bluesky", "api_key"} <= set(found)
+    assert "service_url" in found["bluesky"].settings_schema["properties"]
+
+
+async def test_the_secret_is_in_no_table_no_log_no_error_and_no_trailer(
+    service: Service, postgres: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    made = (await service.user().CreateConnection(service.bluesky())).connection
+    run = service.run(made.connection_id)
+    lease = await run.LeaseCredential(lease_request(made.connection_id))
+    jwt = lease.credential.bluesky_session.access_jwt
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        await run.LeaseCredential(lease_request(new_id()))
+
+    everything = await dump(service.database)
+
+    for secret in (PASSWORD, jwt, jwt.split(".")[2]):
+        assert secret not in everything
+        assert secret not in caplog.text
+        assert secret not in str(made)
+    assert made.connection_id in everything, "the scan reads what is there"
+
+
+async def dump(database: Database) -> str:
+    """Every row of every table of the schema, as text and with bytes decoded as well."""
+    found = []
+    async with database.raw_tenant("t1", "t2") as connection:
+        tables = await connection.fetch(
+            "SELECT tablename FROM pg_tables WHERE schemaname = current_schema() "
+            "AND tablename <> 'key_rotations'"
+        )
+        for table in tables:
+            for row in await connection.fetch(f'SELECT * FROM "{table["tablename"]}"'):
+                for value in row.values():
+                    if isinstance(value, bytes):
+                        found.append(value.decode("latin-1"))
+                    found.append(str(value))
+    return "\n".join(found)
+
+
+async def test_the_log_that_callers_read_checks_out_by_the_contracts_own_rule(
+    service: Service,
+) -> None:
+    await service.user().CreateConnection(service.bluesky())
+    async with service.database.tenant("t1") as tx:
+        from services.connections.access_log import RecordFilter
+        from services.connections.store.access_log import read_records
+
+        records = await read_records(
+            tx, "t1", RecordFilter(), after_sequence=None, oldest_first=True, limit=10
+        )
+    assert first_break(records) is None
