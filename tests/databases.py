@@ -18,6 +18,7 @@ from services.runtime.pools import DatabaseLimits
 _LOGIN = "service_login"
 _PASSWORD = "service"
 _FINAL_SECONDS_MAX = 10.0
+_GONE_MS_MAX = 10_000
 
 
 class DatabaseFactory(Protocol):
@@ -136,10 +137,11 @@ async def terminate_connections(admin_url: str, database: Database, application_
     admin = await asyncpg.connect(admin_url)
     try:
         await admin.fetch(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "SELECT pg_terminate_backend(pid, $3) FROM pg_stat_activity "
             "WHERE datname = $1 AND application_name = $2",
             _name(database.url),
             application_name,
+            _GONE_MS_MAX,
         )
     finally:
         await admin.close()

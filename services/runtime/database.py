@@ -124,7 +124,7 @@ class Database:
         self, pools: RolePools, tenants: str | None
     ) -> AsyncIterator[asyncpg.Connection]:
         async with pools.raw() as connection:
-            with while_working(lambda: _is_gone(connection)):
+            with while_working(lambda: _is_lost(connection)):
                 # Both in one round trip; a tenant id has no character that needs quoting.
                 binding = "" if tenants is None else f"; SET LOCAL cogni.tenants TO '{tenants}'"
                 await connection.execute(f"BEGIN{binding}")
@@ -145,17 +145,18 @@ def _bound(tenant_ids: tuple[str, ...]) -> str:
     return ",".join(tenant_ids)
 
 
-def _is_gone(connection: asyncpg.Connection) -> bool:
-    # A connection that the server ended may have left the pool already; asked, it then raises.
+def _is_lost(connection: asyncpg.Connection) -> bool:
     try:
-        return connection.is_closed()
+        return bool(connection.is_closed())
     except asyncpg.InterfaceError:
+        # A connection that was cut has already left its pool's proxy.
         return True
 
 
 async def _roll_back(connection: asyncpg.Connection) -> None:
+    if _is_lost(connection):
+        return
     try:
         await connection.execute("ROLLBACK", timeout=_ROLL_BACK_SECONDS_MAX)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-        if not _is_gone(connection):
-            connection.terminate()
+        connection.terminate()

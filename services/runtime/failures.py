@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import asyncpg
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from services.runtime.errors import unavailable
+from services.runtime.errors import StartError, unavailable
 
 _RETRY_AFTER = timedelta(seconds=1)
 _UNREACHABLE = "The database cannot be reached; retry."
@@ -17,7 +17,7 @@ _CONNECTION_LOST = ("08", "57P", "53300")
 _BUSY = ("55P03", "57014", "40P01", "40001", "25P03")
 
 
-class DatabaseUnusableError(Exception):
+class DatabaseUnusableError(StartError):
     """Raised when a process cannot work with its database at all; the text says what to do."""
 
 
@@ -26,11 +26,18 @@ def describe_unreachable(url: str, error: BaseException) -> str:
     parts = urlsplit(url)
     host = parts.hostname or "the local socket"
     where = f"{host}:{parts.port or 5432}, database {parts.path.lstrip('/') or 'postgres'!r}"
+    while error.__cause__ is not None:
+        error = error.__cause__
     match error:
         case asyncpg.InvalidPasswordError() | asyncpg.InvalidAuthorizationSpecificationError():
             return f"PostgreSQL at {where} refused the login; check the user and password."
         case asyncpg.InvalidCatalogNameError():
             return f"PostgreSQL at {where} has no such database; create it first."
+        case asyncpg.InvalidParameterValueError() | asyncpg.InsufficientPrivilegeError():
+            return (
+                f"PostgreSQL at {where} does not let the login act as the service's role "
+                f"({error}); run the service's migrate command first."
+            )
         case asyncpg.PostgresError():
             return f"PostgreSQL at {where} refused the connection: {error}."
         case _:

@@ -32,7 +32,12 @@ class Telemetry:
 
     tracer: Tracer
     meter: Meter
+    _provider: TracerProvider
     _shutdown: Callable[[], None]
+
+    def install(self) -> None:
+        """Makes this what libraries find by `trace.get_tracer`; once, in a process's main."""
+        trace.set_tracer_provider(self._provider)
 
     def gauge(
         self,
@@ -69,14 +74,14 @@ def start_telemetry(
         tracers.add_span_processor(processor)
     if settings.otlp_endpoint is None or not settings.otlp_metrics:
         meter = NoOpMeterProvider().get_meter(_SCOPE)
-        return Telemetry(tracers.get_tracer(_SCOPE), meter, tracers.shutdown)
+        return Telemetry(tracers.get_tracer(_SCOPE), meter, tracers, tracers.shutdown)
     meters = _meter_provider(settings, resource)
 
     def shutdown() -> None:
         tracers.shutdown()
         meters.shutdown(timeout_millis=_EXPORT_TIMEOUT_SECONDS * 1000)
 
-    return Telemetry(tracers.get_tracer(_SCOPE), meters.get_meter(_SCOPE), shutdown)
+    return Telemetry(tracers.get_tracer(_SCOPE), meters.get_meter(_SCOPE), tracers, shutdown)
 
 
 def _span_exporter(settings: TelemetrySettings) -> SpanProcessor:

@@ -11,6 +11,7 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
+from services.standalone.callers import ALL_SCOPES
 from services.standalone.console import Screen
 from services.standalone.datadir import DataDir
 from services.standalone.errors import StandaloneError
@@ -19,26 +20,10 @@ from services.standalone.programs import SERVICES
 from services.standalone.running import run_on
 from services.standalone.stack import Stack, StackOptions
 
-ALL_SCOPES: Final = (
-    "runs:read",
-    "runs:write",
-    "grants:read",
-    "grants:write",
-    "audit:read",
-    "schedules:read",
-    "schedules:write",
-    "triggers:read",
-    "triggers:write",
-    "connections:read",
-    "connections:write",
-    "connections:admin",
-    "ledger:read",
-    "ledger:write",
-    "ledger:admin",
-)
 DEFAULT_SUBJECT: Final = "me"
 DEFAULT_TENANT: Final = "demo"
 DEFAULT_TTL_HOURS: Final = 12.0
+EXAMPLES: Final = Path(__file__).parents[2] / "examples"
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False
@@ -105,6 +90,23 @@ def up(
 
 
 @app.command()
+def demo(
+    data_dir: DataDirOption = Path(".cogni-demo"),
+    graphs: GraphsOption = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(help="A git repository or a feed file to read. Default: this one."),
+    ] = None,
+) -> None:
+    """Run the main job end to end while you watch, then stop cleanly."""
+    # Only the demo is a client of the stack: `token` and `env` need not wait for gRPC.
+    from services.standalone.demo import showing
+
+    with _sentences():
+        showing.show(data_dir, graphs or EXAMPLES / "langgraph.json", source or default_source())
+
+
+@app.command()
 def token(
     data_dir: DataDirOption = Path(".cogni"),
     subject: SubjectOption = DEFAULT_SUBJECT,
@@ -138,7 +140,13 @@ def env(
 def default_graphs() -> Path:
     """The project in the working directory, or else the examples beside this source."""
     here = Path("langgraph.json")
-    return here if here.is_file() else Path(__file__).parents[2] / "examples" / "langgraph.json"
+    return here if here.is_file() else EXAMPLES / "langgraph.json"
+
+
+def default_source() -> Path:
+    """This repository, or a feed that comes with the examples where there is no history."""
+    root = EXAMPLES.parent
+    return root if (root / ".git").exists() else EXAMPLES / "feed.atom"
 
 
 def _run(stack: Stack, work: Callable[[Stack], Awaitable[None]]) -> None:

@@ -3,9 +3,10 @@
 PostgreSQL refuses to run as root. As root we run it as `nobody`, and it must be able to reach
 its programs and its data by path. Folders above the data directory are often closed (/root,
 temporary folders), and opening them to the world is not ours to do. So when `nobody` cannot
-get there, the cluster lives in a folder of its own under /var/lib/cogni (under the temporary
-folder when it need not survive), named after the data directory, and programs that cannot be
-reached are hard-linked (or copied) beside it.
+get there, the cluster lives in a folder of its own under /var/lib/cogni, named after the data
+directory, and programs that cannot be reached are hard-linked (or copied) beside it. A data
+directory inside the temporary folder, or one that need not survive, has its cluster inside the
+temporary folder too, where clusters are cleared away once their data directory is gone.
 """
 
 import hashlib
@@ -21,6 +22,8 @@ from typing import Final
 from services.standalone.errors import StandaloneError
 
 UNPRIVILEGED_USER: Final = "nobody"
+#: In a moved cluster's folder: the data directory it belongs to.
+ORIGIN: Final = "data-dir"
 DURABLE_ROOT: Final = Path("/var/lib/cogni")
 
 
@@ -28,6 +31,7 @@ DURABLE_ROOT: Final = Path("/var/lib/cogni")
 class Residence:
     """Where the cluster is, which programs serve it, and who owns both."""
 
+    data_dir: Path
     cluster_dir: Path
     home: Path
     source_home: Path
@@ -38,9 +42,11 @@ class Residence:
         """Looks at who we are and which folders are open; changes nothing."""
         data_dir = data_dir.resolve()
         if os.geteuid() != 0:
-            return cls(data_dir / "postgres", home, home, None)
+            return cls(data_dir, data_dir / "postgres", home, home, None)
         owner = _unprivileged()
-        elsewhere = DURABLE_ROOT if durable else _temporary_root()
+        temporary = _temporary_root()
+        lasting = durable and temporary.parent not in data_dir.parents
+        elsewhere = DURABLE_ROOT if lasting else temporary
         cluster = data_dir / "postgres"
         if not _reachable(data_dir, owner):
             name = f"{data_dir.name}-{hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:12]}"
@@ -49,7 +55,7 @@ class Residence:
         if not _reachable(home / "bin", owner):
             digest = hashlib.sha256(os.fsencode(home)).hexdigest()[:12]
             reached = elsewhere / f"{home.name}-{digest}"
-        return cls(cluster, reached, home, owner)
+        return cls(data_dir, cluster, reached, home, owner)
 
     def prepare(self) -> None:
         """Makes the folders above the cluster and brings the programs within reach."""
@@ -60,8 +66,10 @@ class Residence:
             if root is not None:
                 root.mkdir(parents=True, exist_ok=True)
                 _trust(root)
+        _clear_abandoned()
         if not self.cluster_dir.parent.exists():
             self.cluster_dir.parent.mkdir()
+            (self.cluster_dir.parent / ORIGIN).write_text(str(self.data_dir), encoding="utf-8")
         # Passing through is enough: names inside stay hidden from everybody else.
         if not _may_pass(self.cluster_dir.parent, self.owner):
             self.cluster_dir.parent.chmod(0o711)
@@ -103,6 +111,14 @@ class Residence:
 
 def _temporary_root() -> Path:
     return Path(tempfile.gettempdir()).resolve() / "cogni-postgres"
+
+
+def _clear_abandoned() -> None:
+    # Never in the durable root: a data directory that is missing there may be on a disc that is
+    # not mounted at the moment.
+    for origin in _temporary_root().glob(f"*/{ORIGIN}"):
+        if not Path(origin.read_text(encoding="utf-8")).exists():
+            shutil.rmtree(origin.parent, ignore_errors=True)
 
 
 def _moved_root(path: Path) -> Path | None:

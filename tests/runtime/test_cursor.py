@@ -113,29 +113,31 @@ async def test_the_horizon_shows_news_alone(db):
 
 async def test_a_reader_racing_writers_sees_every_row_once_and_in_order(db):
     writers, rows_each = 6, 20
-    running = writers
+    written = asyncio.Event()
 
     async def write_all(writer):
-        nonlocal running
         for each in range(rows_each):
             async with db.tenant("t1") as tx:
                 await write(tx, f"{writer}:{each}")
                 # The second statement keeps the transaction open while others commit.
                 await tx.execute(text("SELECT pg_sleep(:s)"), {"s": (writer + each) % 3 / 1000})
-        running -= 1
+
+    async def write_everything():
+        await asyncio.gather(*(write_all(each) for each in range(writers)))
+        await all_is_final(db)
+        written.set()
 
     async def read_all():
         seen, position = [], BEGINNING
         while True:
-            done = running == 0
+            done = written.is_set()
             texts, position = await read(db, position, limit=7)
             seen += texts
             if done and not texts:
                 return seen
 
-    results = await asyncio.gather(read_all(), *(write_all(each) for each in range(writers)))
+    seen, _ = await asyncio.gather(read_all(), write_everything())
 
-    seen = results[0]
     assert len(seen) == len(set(seen)) == writers * rows_each
     for writer in range(writers):
         mine = [each for each in seen if each.startswith(f"{writer}:")]

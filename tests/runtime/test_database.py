@@ -1,22 +1,296 @@
 """The transactions of Database: who they are, what they see, and how they end."""
 
+import asyncio
+from datetime import timedelta
+
+import asyncpg
+import pytest
 from sqlalchemy import text
 
+from services.runtime.database import Database
+from services.runtime.errors import ErrorKind, ServiceError
+from services.runtime.failures import DatabaseUnusableError
+from services.runtime.pools import DatabaseLimits
+from services.standalone.ports import free_port
 
-async def test_a_transaction_sees_the_rows_of_its_tenants_alone(database):
-    db = await database("notes", "tests.runtime.migrated")
-    for tenant in ("t1", "t2", "t3"):
+ONE_CONNECTION = DatabaseLimits(
+    app_connections_max=1,
+    jobs_connections_max=1,
+    raw_connections_max=1,
+    wait_for_connection=timedelta(milliseconds=50),
+)
+
+
+@pytest.fixture
+async def db(database):
+    return await database("notes", "tests.runtime.migrated")
+
+
+@pytest.fixture
+async def narrow(database):
+    return await database("notes", "tests.runtime.migrated", limits=ONE_CONNECTION)
+
+
+async def write(db, *tenants):
+    for tenant in tenants:
         async with db.tenant(tenant) as tx:
             await tx.execute(
                 text("INSERT INTO notes (tenant_id, text) VALUES (:t, 'x')"), {"t": tenant}
             )
+
+
+async def count(db):
+    async with db.raw_jobs() as tx:
+        return await tx.fetchval("SELECT count(*) FROM notes")
+
+
+async def test_a_transaction_sees_the_rows_of_its_tenants_alone(db):
+    await write(db, "t1", "t2", "t3")
 
     async with db.tenant("t1", "t3") as tx:
         seen = await tx.scalars(text("SELECT tenant_id FROM notes ORDER BY id"))
     assert seen.all() == ["t1", "t3"]
     async with db.raw_tenant("t2") as tx:
         assert await tx.fetchval("SELECT array_agg(tenant_id) FROM notes") == ["t2"]
-    async with db.raw_jobs() as tx:
-        assert await tx.fetchval("SELECT count(*) FROM notes") == 3
+
+
+async def test_jobs_see_every_tenant(db):
+    await write(db, "t1", "t2")
+
     async with db.jobs() as tx:
-        assert await tx.scalar(text("SELECT count(*) FROM notes")) == 3
+        assert await tx.scalar(text("SELECT count(*) FROM notes")) == 2
+    async with db.raw_jobs() as tx:
+        assert await tx.fetchval("SELECT count(*) FROM notes") == 2
+
+
+async def test_a_row_of_an_unbound_tenant_cannot_be_written(db):
+    async def write_for_another(transaction):
+        async with transaction as tx:
+            await tx.execute(text("INSERT INTO notes (tenant_id, text) VALUES ('t2', 'x')"))
+
+    with pytest.raises(Exception, match="row-level security"):
+        await write_for_another(db.tenant("t1"))
+
+
+async def test_a_binding_does_not_outlive_its_transaction(narrow):
+    # One connection in each pool: what follows runs on the same one.
+    await write(narrow, "t1")
+    async with narrow.tenant("t1") as tx:
+        backend = await tx.scalar(text("SELECT pg_backend_pid()"))
+    engine = narrow._app.engine
+    async with engine.connect() as unbound:
+        assert await unbound.scalar(text("SELECT pg_backend_pid()")) == backend
+        assert await unbound.scalar(text("SELECT count(*) FROM notes")) == 0
+
+    async with narrow.raw_tenant("t1") as tx:
+        backend = await tx.fetchval("SELECT pg_backend_pid()")
+    async with narrow._app.raw() as unbound:
+        assert await unbound.fetchval("SELECT pg_backend_pid()") == backend
+        assert await unbound.fetchval("SELECT count(*) FROM notes") == 0
+
+
+async def test_a_cancelled_transaction_gives_its_connection_back_unbound_and_undone(narrow):
+    for transaction in (narrow.tenant, narrow.raw_tenant):
+        inside = asyncio.Event()
+
+        async def hang(transaction=transaction, inside=inside):
+            async with transaction("t1") as tx:
+                statement = "INSERT INTO notes (tenant_id, text) VALUES ('t1', 'undone')"
+                await tx.execute(text(statement) if transaction == narrow.tenant else statement)
+                inside.set()
+                await asyncio.Event().wait()
+
+        task = asyncio.create_task(hang())
+        await inside.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await write(narrow, "t1")
+
+    assert await count(narrow) == 2
+
+
+async def test_a_statement_cancelled_while_it_runs_does_not_poison_the_pool(narrow):
+    async def sleep():
+        async with narrow.raw_tenant("t1") as tx:
+            await tx.execute("SELECT pg_sleep(30)")
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await sleep()
+
+    async with narrow.raw_tenant("t1") as tx:
+        assert await tx.fetchval("SELECT 1") == 1
+
+
+@pytest.mark.parametrize("tenants", [(), ("",), ("t1,t2",), ("T1",), ("t1'; --",), ("-t",)])
+async def test_what_is_no_tenant_id_is_refused(db, tenants):
+    for transaction in (db.tenant, db.raw_tenant):
+        with pytest.raises(ValueError, match="tenant"):
+            transaction(*tenants)
+
+
+async def test_a_full_pool_is_unavailable_after_its_wait(narrow):
+    for transaction in (narrow.tenant, narrow.raw_tenant):
+        async with transaction("t1"):
+            with pytest.raises(ServiceError) as refusal:
+                await enter(transaction("t1"))
+        assert refusal.value.kind == ErrorKind.UNAVAILABLE
+
+
+async def enter(transaction):
+    async with transaction as tx:
+        return tx
+
+
+async def test_a_database_that_is_away_is_unavailable_and_named_without_its_password():
+    port = free_port()
+    db = Database.open(f"postgresql://me:secret@127.0.0.1:{port}/cogni", "notes")
+    for transaction in (db.tenant, db.raw_tenant):
+        with pytest.raises(ServiceError) as refusal:
+            await enter(transaction("t1"))
+        assert refusal.value.kind == ErrorKind.UNAVAILABLE
+    with pytest.raises(DatabaseUnusableError, match=f"127.0.0.1:{port}.*cannot be") as unusable:
+        await db.check()
+    assert "secret" not in str(unusable.value)
+    await db.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("service_login:service@", "service_login:wrong@"), "refused the login"),
+        (("/test_", "/absent_test_"), "no such database"),
+        (("", ""), "run the service's migrate command first"),
+    ],
+)
+async def test_why_the_database_cannot_be_used_is_said(db, change, said):
+    schema = "notes" if all(change) else "never_migrated"
+    away = Database.open(db.url.replace(*change), schema)
+    with pytest.raises(DatabaseUnusableError, match=said):
+        await away.check()
+    await away.close()
+
+
+async def test_a_good_database_passes_the_check(db):
+    await db.check()
+
+
+async def test_connections_cut_while_idle_are_replaced_unnoticed(db, disconnect):
+    await write(db, "t1")
+    assert await count(db) == 1
+
+    await disconnect(db, "tests")
+
+    await write(db, "t1")
+    assert await count(db) == 2
+
+
+async def test_a_connection_cut_inside_a_transaction_is_unavailable(db, disconnect):
+    async def cut_inside(transaction, statement):
+        async with transaction as tx:
+            await tx.execute(statement)
+            await disconnect(db, "tests")
+            await tx.execute(statement)
+
+    for transaction, statement in (
+        (db.tenant("t1"), text("SELECT 1")),
+        (db.raw_tenant("t1"), "SELECT 1"),
+    ):
+        with pytest.raises(ServiceError) as refusal:
+            await cut_inside(transaction, statement)
+        assert refusal.value.kind == ErrorKind.UNAVAILABLE
+
+
+async def test_a_lock_held_too_long_is_unavailable(database):
+    db = await database(
+        "notes", "tests.runtime.migrated", limits=DatabaseLimits(lock=timedelta(milliseconds=20))
+    )
+    await write(db, "t1")
+
+    async def lock(transaction, wrap):
+        async with transaction as tx:
+            await tx.execute(wrap("UPDATE notes SET text = 'y'"))
+            yield
+
+    async with db.tenant("t1") as holder:
+        await holder.execute(text("UPDATE notes SET text = 'y'"))
+        for transaction, wrap in ((db.tenant("t1"), text), (db.raw_tenant("t1"), str)):
+            with pytest.raises(ServiceError) as refusal:
+                await anext(lock(transaction, wrap))
+            assert refusal.value.kind == ErrorKind.UNAVAILABLE
+
+
+async def test_a_statement_that_takes_too_long_is_unavailable(database):
+    limits = DatabaseLimits(statement=timedelta(milliseconds=20))
+    db = await database("notes", "tests.runtime.migrated", limits=limits)
+
+    async def sleep():
+        async with db.tenant("t1") as tx:
+            await tx.execute(text("SELECT pg_sleep(5)"))
+
+    with pytest.raises(ServiceError) as refusal:
+        await sleep()
+    assert refusal.value.kind == ErrorKind.UNAVAILABLE
+
+
+async def test_a_transaction_left_idle_loses_its_locks(database):
+    """A process stopped inside a transaction must not hold a row for as long as a lease."""
+    limits = DatabaseLimits(idle_in_transaction=timedelta(milliseconds=50))
+    db = await database("notes", "tests.runtime.migrated", limits=limits)
+    await write(db, "t1")
+
+    async def stall():
+        async with db.tenant("t1") as stalled:
+            await stalled.execute(text("UPDATE notes SET text = 'stalled'"))
+            # Waits for the row that the stalled transaction holds.
+            async with db.tenant("t1") as other:
+                await other.execute(text("UPDATE notes SET text = 'other'"))
+
+    with pytest.raises(ServiceError) as refusal:
+        await stall()
+
+    assert refusal.value.kind == ErrorKind.UNAVAILABLE
+    async with db.tenant("t1") as tx:
+        assert await tx.scalar(text("SELECT text FROM notes")) == "other"
+
+
+async def test_a_broken_rule_of_the_schema_passes_through(db):
+    async def insert_null(transaction, wrap):
+        async with transaction as tx:
+            await tx.execute(wrap("INSERT INTO notes (tenant_id, text) VALUES ('t1', NULL)"))
+
+    with pytest.raises(Exception, match="null value") as broken:
+        await insert_null(db.tenant("t1"), text)
+    assert not isinstance(broken.value, ServiceError)
+    with pytest.raises(asyncpg.NotNullViolationError):
+        await insert_null(db.raw_tenant("t1"), str)
+    assert await count(db) == 0
+
+
+async def test_the_clock_moves_inside_a_transaction_and_stands_within_a_statement(db):
+    async with db.raw_tenant("t1") as tx:
+        first = await tx.fetchval("SELECT cogni_now()")
+        row = await tx.fetchrow("SELECT cogni_now() AS a, pg_sleep(0.002), cogni_now() AS b")
+    assert first < row["a"] == row["b"]
+
+
+async def test_the_clock_can_be_shifted_for_one_database(db, database, clock):
+    other = await database("notes", "tests.runtime.migrated")
+
+    await clock.advance(db, timedelta(hours=2))
+    await clock.advance(db, timedelta(hours=-1))
+
+    for each, offset in ((db, timedelta(hours=1)), (other, timedelta(0))):
+        async with each.raw_tenant("t1") as tx:
+            ahead = await tx.fetchval("SELECT cogni_now() - statement_timestamp()")
+        async with each.tenant("t1") as tx:
+            assert await tx.scalar(text("SELECT cogni_now() - statement_timestamp()")) == ahead
+        assert ahead == offset
+
+
+async def test_the_clock_can_be_an_index_condition(db):
+    async with db.raw_jobs() as tx:
+        await tx.execute("SET LOCAL enable_seqscan = off")
+        plan = await tx.fetch("EXPLAIN SELECT 1 FROM outbox WHERE due_time <= cogni_now()")
+    assert any("Index Cond: (due_time <=" in line[0] for line in plan)

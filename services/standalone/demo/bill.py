@@ -1,0 +1,82 @@
+"""Waits for the Ledger's word on a run, and shows it."""
+
+import asyncio
+import time
+from typing import Final
+
+from rich.table import Table
+
+from cogni.client import AsyncClient, NotFound, NotImplementedYet
+from cogni.ledger.v1.ledger_service_pb2 import GetReceiptRequest, GetRunStatementRequest
+from cogni.ledger.v1.statement_pb2 import RunStatement
+from cogni.ledger.v1.usage_pb2 import Charge
+from services.standalone.console import Screen
+from services.standalone.errors import StandaloneError
+
+SETTLE_SECONDS: Final = 15.0
+POLL_SECONDS: Final = 0.1
+
+
+async def statement(client: AsyncClient, run_id: str, *, units: int) -> RunStatement:
+    """The run's statement once it has at least `units` units; usage arrives after the run ends.
+
+    Raises StandaloneError when it does not arrive.
+    """
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            answer = await client.ledger.GetRunStatement(GetRunStatementRequest(run_id=run_id))
+        except NotFound:
+            answer = None
+        if answer is not None and answer.statement.unit_count >= units:
+            return answer.statement
+        await asyncio.sleep(POLL_SECONDS)
+    raise StandaloneError(f"The Ledger had no statement of run {run_id} with {units} units.")
+
+
+def show(screen: Screen, found: RunStatement) -> None:
+    """Prints the charges and their sum."""
+    table = Table("charge", "what", "amount", box=None, pad_edge=False, header_style="bold")
+    for charge in found.charges:
+        marks = "".join(
+            f" ({word})"
+            for word, on in (("rework", charge.unit.rework), ("estimated", charge.unit.estimated))
+            if on
+        )
+        table.add_row(
+            charge.unit.source_reference,
+            f"{_what(charge)}{marks}",
+            f"{charge.amount.value} {charge.amount.asset}",
+        )
+    for total in found.totals:
+        table.add_row("", "in all", f"{total.charged.value} {total.charged.asset}")
+    screen.console.print(table)
+
+
+async def receipt(client: AsyncClient, charge: Charge) -> str:
+    """A sentence about the proof that a charge stands in the tenant's log."""
+    try:
+        answer = await client.ledger.GetReceipt(
+            GetReceiptRequest(
+                source_system=charge.unit.source_system,
+                source_reference=charge.unit.source_reference,
+            )
+        )
+    except NotImplementedYet:
+        return "This Ledger gives no receipts yet."
+    head = answer.receipt.tree_head
+    proofs = sum(len(entry.inclusion_proof.hashes) for entry in answer.receipt.entries)
+    return (
+        f"Receipt: the charge is in a log of {head.tree_size} entries with root "
+        f"{head.root_hash.hex()[:16]}…, proven by {proofs} hashes and a signature."
+    )
+
+
+def _what(charge: Charge) -> str:
+    unit = charge.unit
+    if unit.HasField("llm_call"):
+        tokens = sum(each.count for each in unit.llm_call.token_counts)
+        return f"{unit.llm_call.model}, {tokens} tokens"
+    if unit.HasField("tool_call"):
+        return f"tool {unit.tool_call.tool}"
+    return str(unit.WhichOneof("kind"))
