@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 from sqlalchemy import event
@@ -12,6 +12,9 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from services.runtime.failures import while_connecting
+
+if TYPE_CHECKING:
+    from services.runtime.settings.groups import DatabaseSettings
 
 # How long the client waits beyond the server's own statement timeout before it gives up.
 _ANSWER_GRACE_SECONDS = 5.0
@@ -34,6 +37,16 @@ class DatabaseLimits:
     statement: timedelta = timedelta(seconds=10)
     lock: timedelta = timedelta(seconds=2)
     idle_in_transaction: timedelta = timedelta(seconds=5)
+
+    @classmethod
+    def of(cls, settings: "DatabaseSettings") -> "DatabaseLimits":
+        """Return the limits that the settings name, the others at their defaults."""
+        return cls(
+            app_connections_max=settings.database_pool_size,
+            statement=timedelta(seconds=settings.database_statement_timeout_seconds),
+            lock=timedelta(seconds=settings.database_lock_timeout_seconds),
+            idle_in_transaction=timedelta(seconds=settings.database_idle_timeout_seconds),
+        )
 
 
 def plain_dsn(url: str) -> str:

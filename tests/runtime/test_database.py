@@ -11,6 +11,7 @@ from services.runtime.database import Database
 from services.runtime.errors import ErrorKind, ServiceError
 from services.runtime.failures import DatabaseUnusableError
 from services.runtime.pools import DatabaseLimits
+from services.runtime.settings.groups import DatabaseSettings
 from services.standalone.ports import free_port
 
 ONE_CONNECTION = DatabaseLimits(
@@ -200,6 +201,12 @@ async def test_a_connection_cut_inside_a_transaction_is_unavailable(db, disconne
         with pytest.raises(ServiceError) as refusal:
             await cut_inside(transaction, statement)
         assert refusal.value.kind == ErrorKind.UNAVAILABLE
+
+
+def test_the_settings_defaults_are_the_limits_defaults():
+    settings = DatabaseSettings(database_url="postgresql://localhost/cogni")
+
+    assert DatabaseLimits.of(settings) == DatabaseLimits()
 
 
 async def test_a_lock_held_too_long_is_unavailable(database):

@@ -95,13 +95,13 @@ class DatabaseSettings(SettingsGroup):
         10, "Connections one process keeps to its database at most.", ge=1, le=200
     )
     database_statement_timeout_seconds: float = shared(
-        30.0, "A statement that runs longer is cancelled.", gt=0, le=3600
+        10.0, "A statement that runs longer is cancelled.", gt=0, le=3600
     )
     database_lock_timeout_seconds: float = shared(
-        5.0, "A statement that waits longer for a lock is cancelled.", gt=0, le=600
+        2.0, "A statement that waits longer for a lock is cancelled.", gt=0, le=600
     )
     database_idle_timeout_seconds: float = shared(
-        10.0, "A transaction that idles longer is ended by the database.", gt=0, le=600
+        5.0, "A transaction that idles longer is ended by the database.", gt=0, le=600
     )
 
 
