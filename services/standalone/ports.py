@@ -1,10 +1,61 @@
-"""Finds TCP ports that nobody listens on."""
+"""Finds TCP ports that nobody listens on, and keeps them from other stacks."""
 
 import socket
+import sys
 
 from services.standalone.errors import PortInUseError
 
 LOOPBACK = "127.0.0.1"
+
+
+class PortClaims:
+    """Ports that this process has chosen and its children are yet to bind.
+
+    Between choosing and binding lie seconds in which another stack, started at the same time,
+    would find the port as free; and gRPC servers would then share it silently. A name in
+    Linux's abstract socket namespace, which has the same scope as TCP ports and vanishes with
+    the process, keeps them apart. Elsewhere two stacks must not start at the same time.
+    """
+
+    def __init__(self) -> None:
+        """Claims nothing yet."""
+        self._claims: dict[int, socket.socket] = {}
+
+    def require(self, port: int, purpose: str) -> int:
+        """Claims exactly this port, or raises PortInUseError."""
+        require_free(port, purpose)
+        if not self._claim(port):
+            raise PortInUseError(
+                f"Port {port} for {purpose} is claimed by another stack that is starting; choose "
+                f"another port."
+            )
+        return port
+
+    def prefer(self, port: int) -> int:
+        """Claims this port if it can be had, otherwise a free one."""
+        candidate = prefer_free(port)
+        while not self._claim(candidate):
+            candidate = free_port()
+        return candidate
+
+    def release(self) -> None:
+        """Gives every claim up. Idempotent."""
+        for claim in self._claims.values():
+            claim.close()
+        self._claims.clear()
+
+    def _claim(self, port: int) -> bool:
+        if port in self._claims:
+            return False
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        if sys.platform == "linux":
+            try:
+                claim.bind(f"\0cogni-port-{port}")
+            except OSError:
+                claim.close()
+                return False
+        self._claims[port] = claim
+        return True
 
 
 def require_free(port: int, purpose: str, host: str = LOOPBACK) -> int:

@@ -4,15 +4,15 @@ import asyncio
 import hashlib
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from services.standalone.children import Child, PostgresChild, RedisChild, logs_in
+from services.standalone.children import Child, PostgresChild, Program, RedisChild, logs_in
 from services.standalone.datadir import Addresses, DataDir
 from services.standalone.errors import StandaloneError
-from services.standalone.ports import LOOPBACK, free_port, prefer_free, require_free
+from services.standalone.ports import LOOPBACK, PortClaims
 from services.standalone.postgres import EmbeddedPostgres
 from services.standalone.processes import Report, Supervisor
 from services.standalone.programs import SERVICES, Wiring, migration, programs
@@ -46,21 +46,41 @@ class Stack:
     """One running stack. Use on the main thread: its processes end with the thread."""
 
     def __init__(
-        self, options: StackOptions, report: Report, *, companions: Sequence[Child] = ()
+        self,
+        options: StackOptions,
+        report: Report,
+        *,
+        companions: Sequence[Child] = (),
+        compose: Callable[[Wiring, Path], Sequence[Child]] = programs,
+        migration: Callable[[Wiring, Path], Program] = migration,
     ) -> None:
-        """Describes the stack; `companions` are further processes to run beside it."""
+        """Describes the stack; `companions` are further processes to run beside it.
+
+        `migration` makes the process that prepares the database, `compose` those that then
+        stand on it.
+        """
         self.options = options
         self.directory = DataDir(options.data_dir)
-        self._report = report
+        self.report = report
         self._companions = companions
+        self._compose = compose
+        self._migration = migration
         self._supervisor: Supervisor | None = None
+        self._claims = PortClaims()
         self._ports: dict[str, int] = {}
+        self._wiring: Wiring | None = None
 
     @property
     def supervisor(self) -> Supervisor:
         """Who runs the processes."""
         assert self._supervisor is not None
         return self._supervisor
+
+    @property
+    def wiring(self) -> Wiring:
+        """What the started processes know of each other."""
+        assert self._wiring is not None
+        return self._wiring
 
     def address(self, service: str) -> str:
         """host:port of one of the services."""
@@ -77,8 +97,8 @@ class Stack:
             )
         self.directory.take()
         try:
-            self._ports = _choose_ports(self.options.ports)
-            self._supervisor = Supervisor(self._report, keep_open=(self.directory.lock_descriptor,))
+            self._choose_ports()
+            self._supervisor = Supervisor(self.report, keep_open=(self.directory.lock_descriptor,))
             await self._start_all(self._supervisor)
         except BaseException:
             await self.stop()
@@ -93,12 +113,20 @@ class Stack:
         if self._supervisor is not None:
             await self._supervisor.stop()
             self._supervisor = None
+        self._claims.release()
         self.directory.release()
 
     def kill(self) -> None:
         """Kills every process at once; `stop` still has to be awaited."""
         if self._supervisor is not None:
             self._supervisor.kill()
+
+    def _choose_ports(self) -> None:
+        asked = self.options.ports
+        self._ports = {name: self._claims.require(port, name) for name, port in asked.items()}
+        for name, port in DEFAULT_PORTS.items():
+            if name not in self._ports:
+                self._ports[name] = self._claims.prefer(port)
 
     async def _start_all(self, supervisor: Supervisor) -> None:
         path = self.directory.path
@@ -107,7 +135,7 @@ class Stack:
         redis = EmbeddedRedis(path / "redis", port=self._ports["redis"])
         redis.initialise()
         if not postgres.cluster_dir.exists():
-            self._report("note", "creating the database (the first start only)")
+            self.report("note", "creating the database (the first start only)")
         await asyncio.to_thread(postgres.initialise)
         logs = self.directory.logs
         await supervisor.start(
@@ -118,7 +146,7 @@ class Stack:
             ]
         )
         await asyncio.to_thread(postgres.create_database)
-        wiring = Wiring(
+        self._wiring = wiring = Wiring(
             database_url=postgres.url(),
             broker_url=redis.url(),
             keys=self.directory.keys,
@@ -127,7 +155,7 @@ class Stack:
             extra=self.options.settings,
         )
         await self._migrate(wiring, cluster=postgres.password)
-        await supervisor.start(programs(wiring, logs))
+        await supervisor.start(self._compose(wiring, logs))
         self.directory.publish(
             Addresses(
                 pid=supervisor.own_pid, **{service: self.address(service) for service in SERVICES}
@@ -142,7 +170,7 @@ class Stack:
         if marker.exists() and marker.read_text(encoding="ascii") == digest:
             return
         began = time.monotonic()
-        program = migration(wiring, self.directory.logs)
+        program = self._migration(wiring, self.directory.logs)
         process = program.launch()
         try:
             code = await asyncio.to_thread(process.wait, MIGRATION_SECONDS)
@@ -156,19 +184,7 @@ class Stack:
                 f"The migrations failed. {program.log.last_words()} (all of it: {program.log.path})"
             )
         marker.write_text(digest, encoding="ascii")
-        self._report("ready", f"migrations {time.monotonic() - began:.1f} s")
-
-
-def _choose_ports(requested: Mapping[str, int]) -> dict[str, int]:
-    chosen = {name: require_free(port, name) for name, port in requested.items()}
-    for name, port in DEFAULT_PORTS.items():
-        if name not in chosen:
-            taken = set(chosen.values())
-            candidate = prefer_free(port)
-            while candidate in taken:
-                candidate = free_port()
-            chosen[name] = candidate
-    return chosen
+        self.report("ready", f"migrations {time.monotonic() - began:.1f} s")
 
 
 def _migrations_digest(cluster: str) -> str:

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from services.standalone.errors import PortInUseError
-from services.standalone.ports import free_port, prefer_free, require_free
+from services.standalone.ports import PortClaims, free_port, prefer_free, require_free
 
 
 @pytest.fixture
@@ -32,3 +32,16 @@ def test_a_free_port_is_kept() -> None:
 
     assert prefer_free(port) == port
     assert require_free(port, "anything") == port
+
+
+def test_a_port_that_another_stack_has_claimed_but_not_bound_is_not_chosen() -> None:
+    port, one, other = free_port(), PortClaims(), PortClaims()
+
+    assert one.prefer(port) == port
+    assert other.prefer(port) != port
+    with pytest.raises(PortInUseError, match=f"Port {port} for x is claimed by another stack"):
+        other.require(port, "x")
+
+    one.release()
+    assert other.require(port, "x") == port
+    other.release()
