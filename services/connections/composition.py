@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -15,10 +17,12 @@ from services.connections.providers.catalogue import Catalogue
 from services.connections.renewal import RenewalLimits
 from services.connections.rules import RULES
 from services.connections.server import ConnectionsServicer
+from services.connections.settings import ConnectionsSettings, database_limits, key_ring
 from services.connections.use_cases.connections import Connections
 from services.connections.use_cases.leases import Leases
 from services.connections.use_cases.sealed import Vault
 from services.connections.use_cases.sessions import Sessions
+from services.runtime.command import Process
 from services.runtime.database import Database
 from services.runtime.server import Application, Registration
 
@@ -81,3 +85,26 @@ def compose(
         hand_back=sessions.close,
     )
     return Parts(application, egress, sessions)
+
+
+@asynccontextmanager
+async def open_application(process: Process[ConnectionsSettings]) -> AsyncIterator[Application]:
+    """What one server process serves, from its settings, closed at the end."""
+    settings = process.settings
+    database = Database.open(
+        settings.database_url.get_secret_value(),
+        ConnectionsSettings.service,
+        application_name="cogni-connections",
+        limits=database_limits(settings),
+    )
+    parts = compose(
+        database,
+        key_ring(settings),
+        EgressRules.parse(settings.egress_allow),
+        provider_timeout=timedelta(seconds=settings.provider_timeout_seconds),
+    )
+    try:
+        yield parts.application
+    finally:
+        await parts.close()
+        await database.close()

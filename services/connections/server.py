@@ -27,7 +27,7 @@ class ConnectionsServicer(stubs.ConnectionsServiceServicer):
         self._connections = connections
         self._leases = leases
 
-    async def ListProviders(  # noqa: N802 - the RPC's name
+    async def ListProviders(
         self, request: messages.ListProvidersRequest, context: Any
     ) -> messages.ListProvidersResponse:
         """Say what can be connected to."""
@@ -43,7 +43,7 @@ class ConnectionsServicer(stubs.ConnectionsServiceServicer):
             else "",
         )
 
-    async def CreateConnection(  # noqa: N802 - the RPC's name
+    async def CreateConnection(
         self, request: messages.CreateConnectionRequest, context: Any
     ) -> messages.CreateConnectionResponse:
         """Connect."""
@@ -53,7 +53,7 @@ class ConnectionsServicer(stubs.ConnectionsServiceServicer):
             connection=convert.connection_message(created, caller.owner)
         )
 
-    async def GetConnection(  # noqa: N802 - the RPC's name
+    async def GetConnection(
         self, request: messages.GetConnectionRequest, context: Any
     ) -> messages.GetConnectionResponse:
         """Read one connection."""
@@ -63,7 +63,7 @@ class ConnectionsServicer(stubs.ConnectionsServiceServicer):
             connection=convert.connection_message(found, caller.owner)
         )
 
-    async def ListConnections(  # noqa: N802 - the RPC's name
+    async def ListConnections(
         self, request: messages.ListConnectionsRequest, context: Any
     ) -> messages.ListConnectionsResponse:
         """Read a page of connections."""
@@ -79,7 +79,7 @@ class ConnectionsServicer(stubs.ConnectionsServiceServicer):
             next_page_token=next_page_token,
         )
 
-    async def DeleteConnection(  # noqa: N802 - the RPC's name
+    async def DeleteConnection(
         self, request: messages.DeleteConnectionRequest, context: Any
     ) -> messages.DeleteConnectionResponse:
         """Delete for good."""
@@ -91,14 +91,14 @@ class ConnectionsServicer(stubs.ConnectionsServiceServicer):
         )
         return messages.DeleteConnectionResponse(revoked_lease_count=ended)
 
-    async def LeaseCredential(  # noqa: N802 - the RPC's name
+    async def LeaseCredential(
         self, request: messages.LeaseCredentialRequest, context: Any
     ) -> messages.LeaseCredentialResponse:
         """Lease a credential to one invocation."""
         lease = await self._leases.lease(current_caller(), convert.lease_wanted(request))
         return convert.lease_message(lease)
 
-    async def RevokeLeases(  # noqa: N802 - the RPC's name
+    async def RevokeLeases(
         self, request: messages.RevokeLeasesRequest, context: Any
     ) -> messages.RevokeLeasesResponse:
         """End leases."""
@@ -107,7 +107,7 @@ class ConnectionsServicer(stubs.ConnectionsServiceServicer):
         )
         return messages.RevokeLeasesResponse(revoked_lease_count=count)
 
-    async def ListAccessRecords(  # noqa: N802 - the RPC's name
+    async def ListAccessRecords(
         self, request: messages.ListAccessRecordsRequest, context: Any
     ) -> messages.ListAccessRecordsResponse:
         """Read a page of the access log."""

@@ -10,24 +10,18 @@ from pydantic import SecretStr
 
 from services.connections.egress_rules import EgressRules
 from services.connections.keyring import KeyRing, KeyRingError, parse_key_ring
+from services.runtime.command import ServiceProcessSettings
 from services.runtime.pools import DatabaseLimits
 from services.runtime.settings import (
-    DatabaseSettings,
-    ServerSettings,
-    ServiceSettings,
     SettingsError,
     own,
 )
 
 
-class MigrateSettings(ServiceSettings, DatabaseSettings):
-    """What `migrate` needs."""
+class ConnectionsSettings(ServiceProcessSettings):
+    """What the server needs."""
 
     service: ClassVar[str] = "connections"
-
-
-class ConnectionsSettings(MigrateSettings, ServerSettings):
-    """What the server needs."""
 
     keyring: SecretStr = own(
         ...,
@@ -48,6 +42,10 @@ class ConnectionsSettings(MigrateSettings, ServerSettings):
             EgressRules.parse(self.egress_allow)
         except ValueError as error:
             yield f"COGNI_CONNECTIONS_EGRESS_ALLOW: {error}."
+        try:
+            key_ring(self)
+        except SettingsError as error:
+            yield from error.problems
 
 
 def key_ring(settings: ConnectionsSettings) -> KeyRing:
