@@ -50,6 +50,7 @@ class ScriptedSessions:
     renewed: int = 0
     next_failure: Exception | None = None
     gate: asyncio.Event | None = None
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
     presented: list[str] = field(default_factory=list)
 
     async def begin(self, material: Material, http: Http, now: datetime) -> Session:
@@ -63,6 +64,7 @@ class ScriptedSessions:
         return await self._answer("renew", now)
 
     async def _answer(self, what: str, now: datetime) -> Session:
+        self.asked.set()
         if self.gate is not None:
             await self.gate.wait()
         if self.next_failure is not None:

@@ -9,7 +9,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.connections.tables import credentials, refreshes
+from services.connections.tables import connections, credentials, refreshes
 
 DUE_ROWS_MAX = 100
 
@@ -143,7 +143,13 @@ async def due(tx: AsyncConnection) -> list[tuple[str, str]]:
             (refreshes.c.tenant_id == credentials.c.tenant_id)
             & (refreshes.c.connection_id == credentials.c.connection_id),
         )
+        .join(
+            connections,
+            (connections.c.tenant_id == credentials.c.tenant_id)
+            & (connections.c.connection_id == credentials.c.connection_id),
+        )
         .where(
+            connections.c.state.in_(("ACTIVE", "REFRESHING")),
             credentials.c.renew_time <= func.cogni_now(),
             func.coalesce(refreshes.c.claim_expire_time, func.cogni_now()) <= func.cogni_now(),
             func.coalesce(refreshes.c.not_before, func.cogni_now()) <= func.cogni_now(),
