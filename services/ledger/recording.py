@@ -9,7 +9,7 @@ from datetime import datetime
 from services.ledger.accounts import Account
 from services.ledger.commands import UsageCommand, UsageOutcome, UsageResult
 from services.ledger.directory import Directory
-from services.ledger.units import RESERVED_SYSTEMS, UsageUnit
+from services.ledger.units import RESERVED_SYSTEMS, UsageUnit, is_uuid
 from services.ledger.writer import Writer
 from services.runtime.caller import Caller
 from services.runtime.errors import Violation, denied
@@ -42,7 +42,7 @@ class Recording:
         _check_may_report(caller, units)
         now = self._clock()
         accounts = await self._directory.find(
-            caller.tenant_id, {unit.account_id for unit in units if unit.account_id}
+            caller.tenant_id, {unit.account_id for unit in units if is_uuid(unit.account_id)}
         )
         outcomes: dict[int, UsageOutcome] = {}
         commands: dict[int, UsageCommand] = {}

@@ -1364,8 +1364,8 @@ class CreatePriceCardRequest(_message.Message):
     @_builtins.property
     def price_card(self) -> _price_card_pb2.PriceCard:
         """Required. The card: display_name, asset, effective_time, markup and the
-        prices are read, the rest is ignored. effective_time is now when absent and
-        may not be in the past; markup is "1" when empty. At most 10,000 prices.
+        prices are read, the rest is ignored. effective_time is now when absent or
+        in the past; markup is "1" when empty. At most 10,000 prices.
         """
 
     def __init__(

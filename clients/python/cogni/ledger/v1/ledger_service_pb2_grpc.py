@@ -265,10 +265,10 @@ class LedgerServiceServicer:
         whose id is the run's; or a service's token on the run's behalf. Without a
         run: scope ledger:write and ownership of the account. Refused when the
         account has less available or its budget less left. Idempotent by
-        request_id; a run's second hold with another request_id and the same account
-        returns the hold it has, under the newer epoch. Reasons: NOT_FOUND,
+        request_id. When the run has a hold already, the newer attempt takes it over
+        and it is raised to the amount if less remains. Reasons: NOT_FOUND,
         INSUFFICIENT_FUNDS, BUDGET_EXHAUSTED, ASSET_MISMATCH, STALE_ATTEMPT,
-        HOLD_CLOSED, REQUEST_ID_REUSED.
+        HOLD_CLOSED, ACCOUNT_NOT_ALLOWED, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -82,10 +82,10 @@ class LedgerServiceStub:
     whose id is the run's; or a service's token on the run's behalf. Without a
     run: scope ledger:write and ownership of the account. Refused when the
     account has less available or its budget less left. Idempotent by
-    request_id; a run's second hold with another request_id and the same account
-    returns the hold it has, under the newer epoch. Reasons: NOT_FOUND,
+    request_id. When the run has a hold already, the newer attempt takes it over
+    and it is raised to the amount if less remains. Reasons: NOT_FOUND,
     INSUFFICIENT_FUNDS, BUDGET_EXHAUSTED, ASSET_MISMATCH, STALE_ATTEMPT,
-    HOLD_CLOSED, REQUEST_ID_REUSED.
+    HOLD_CLOSED, ACCOUNT_NOT_ALLOWED, REQUEST_ID_REUSED.
     """
     TopUpHold: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.TopUpHoldRequest, _ledger_service_pb2.TopUpHoldResponse]
     """Sets more aside on a hold, and says how much of it pending calls may still
@@ -262,10 +262,10 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     whose id is the run's; or a service's token on the run's behalf. Without a
     run: scope ledger:write and ownership of the account. Refused when the
     account has less available or its budget less left. Idempotent by
-    request_id; a run's second hold with another request_id and the same account
-    returns the hold it has, under the newer epoch. Reasons: NOT_FOUND,
+    request_id. When the run has a hold already, the newer attempt takes it over
+    and it is raised to the amount if less remains. Reasons: NOT_FOUND,
     INSUFFICIENT_FUNDS, BUDGET_EXHAUSTED, ASSET_MISMATCH, STALE_ATTEMPT,
-    HOLD_CLOSED, REQUEST_ID_REUSED.
+    HOLD_CLOSED, ACCOUNT_NOT_ALLOWED, REQUEST_ID_REUSED.
     """
     TopUpHold: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.TopUpHoldRequest, _ledger_service_pb2.TopUpHoldResponse]  # type: ignore[assignment]
     """Sets more aside on a hold, and says how much of it pending calls may still
@@ -475,10 +475,10 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         whose id is the run's; or a service's token on the run's behalf. Without a
         run: scope ledger:write and ownership of the account. Refused when the
         account has less available or its budget less left. Idempotent by
-        request_id; a run's second hold with another request_id and the same account
-        returns the hold it has, under the newer epoch. Reasons: NOT_FOUND,
+        request_id. When the run has a hold already, the newer attempt takes it over
+        and it is raised to the amount if less remains. Reasons: NOT_FOUND,
         INSUFFICIENT_FUNDS, BUDGET_EXHAUSTED, ASSET_MISMATCH, STALE_ATTEMPT,
-        HOLD_CLOSED, REQUEST_ID_REUSED.
+        HOLD_CLOSED, ACCOUNT_NOT_ALLOWED, REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod
