@@ -87,6 +87,18 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
+class GrantChange:
+    """That a grant came into a state."""
+
+    grant_id: str
+    tenant_id: str
+    owner: str
+    state: GrantState
+    expire_time: datetime | None
+    change_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """Whether an act is allowed; a denied one has a reason (an ErrorReason) and a message."""
 

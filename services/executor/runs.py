@@ -37,6 +37,7 @@ class CancelReason(StrEnum):
     GRANT_REVOKED = "GRANT_REVOKED"
     TIMEOUT = "TIMEOUT"
     OPERATOR = "OPERATOR"
+    GRANT_EXPIRED = "GRANT_EXPIRED"
 
 
 class Durability(StrEnum):
@@ -84,6 +85,19 @@ class Cancellation:
     comment: str
     requester: str
     time: datetime | None = None
+
+
+def ending_of(reason: CancelReason) -> tuple[RunState, RunError]:
+    """Return how a run ends that is stopped for this reason."""
+    match reason:
+        case CancelReason.GRANT_REVOKED:
+            return RunState.DENIED, RunError("GRANT_REVOKED", "The grant was revoked.")
+        case CancelReason.GRANT_EXPIRED:
+            return RunState.DENIED, RunError("GRANT_EXPIRED", "The grant has expired.")
+        case CancelReason.TIMEOUT:
+            return RunState.FAILED, RunError("RUN_TIMEOUT", "The run took longer than its timeout.")
+        case _:
+            return RunState.CANCELLED, RunError("RUN_CANCELLED", "The run was cancelled.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,3 +240,20 @@ class Run:
     def with_details(self, interrupts: tuple[Interrupt, ...], usage: RunUsage) -> "Run":
         """Return the run as GetRun shows it."""
         return replace(self, interrupts=interrupts, usage=usage)
+
+
+@dataclass(frozen=True, slots=True)
+class RunChange:
+    """That a run came into a state."""
+
+    run_id: str
+    tenant_id: str
+    graph_id: str
+    grant_id: str
+    thread_id: str
+    state: RunState
+    waiting_reason: WaitingReason | None
+    attempt: int
+    origin: Origin
+    error: RunError | None
+    change_time: datetime

@@ -1,18 +1,22 @@
 """Reads the streams of run changes and grant changes in the order of their commit."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Select, exists, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.executor.runs import RunState
+from services.executor.grants import GrantChange, GrantState
+from services.executor.runs import RunChange, RunState, WaitingReason
+from services.executor.store.rows import Row, error_of, origin_of
 from services.executor.tables import grant_changes, run_changes
 from services.runtime.cursor import Position, horizon, read_after
 
 _NOW = text("SELECT cogni_now()")
+
+Change = TypeVar("Change")
 
 
 @dataclass(frozen=True)
@@ -26,14 +30,14 @@ class RunChangeFilter:
 
 
 @dataclass(frozen=True)
-class Changes:
-    """A batch of a stream: its rows, the place after them, and the watermark.
+class Changes(Generic[Change]):
+    """A batch of a stream: its changes, the place after them, and the watermark.
 
     Every change committed before `watermark_time` is in this batch or an earlier one; None when
     the batch can not tell, because more is to come.
     """
 
-    rows: Sequence[dict[str, Any]]
+    changes: Sequence[Change]
     position: Position
     watermark_time: datetime | None
 
@@ -45,7 +49,7 @@ async def beginning_of_news(tx: AsyncConnection) -> Position:
 
 async def read_runs(
     tx: AsyncConnection, wanted: RunChangeFilter, position: Position, limit: int
-) -> Changes:
+) -> Changes[RunChange]:
     """Return the next changes of runs after `position`, at most `limit`."""
     statement = select(run_changes)
     if wanted.states:
@@ -57,25 +61,59 @@ async def read_runs(
         statement = statement.where(run_changes.c.grant_id == wanted.grant_id)
     if wanted.run_ids:
         statement = statement.where(run_changes.c.run_id.in_(wanted.run_ids))
-    return await _read(tx, statement, run_changes.c.xid, position, limit)
+    return await _read(tx, statement, run_changes.c.xid, position, limit, _run_change)
 
 
-async def read_grants(tx: AsyncConnection, position: Position, limit: int) -> Changes:
+async def read_grants(tx: AsyncConnection, position: Position, limit: int) -> Changes[GrantChange]:
     """Return the next changes of grants after `position`, at most `limit`."""
-    return await _read(tx, select(grant_changes), grant_changes.c.xid, position, limit)
+    statement = select(grant_changes)
+    return await _read(tx, statement, grant_changes.c.xid, position, limit, _grant_change)
 
 
 async def _read(
-    tx: AsyncConnection, statement: Select[Any], xid: Any, position: Position, limit: int
-) -> Changes:
+    tx: AsyncConnection,
+    statement: Select[Any],
+    xid: Any,
+    position: Position,
+    limit: int,
+    change_of: Callable[[Row], Change],
+) -> Changes[Change]:
     # The time is taken before the rows are read: what commits in between is not vouched for.
     now: datetime = (await tx.execute(_NOW)).scalar_one()
     batch = await read_after(tx, statement, position, limit=limit)
-    rows = [dict(row._mapping) for row in batch.rows]
-    if len(rows) == limit:
-        return Changes(rows, batch.position)
+    changes = [change_of(dict(row._mapping)) for row in batch.rows]
+    if len(changes) == limit:
+        return Changes(changes, batch.position, None)
     # A committed row above the horizon is held back by an older transaction that is still open.
     held_back = await tx.scalar(
         select(exists(select(xid).where(xid >= text("pg_snapshot_xmin(pg_current_snapshot())"))))
     )
-    return Changes(rows, batch.position, None if held_back else now)
+    return Changes(changes, batch.position, None if held_back else now)
+
+
+def _run_change(row: Row) -> RunChange:
+    reason = row["waiting_reason"]
+    return RunChange(
+        run_id=row["run_id"],
+        tenant_id=row["tenant_id"],
+        graph_id=row["graph_id"],
+        grant_id=row["grant_id"],
+        thread_id=row["thread_id"],
+        state=RunState(row["state"]),
+        waiting_reason=None if reason is None else WaitingReason(reason),
+        attempt=row["attempt"],
+        origin=origin_of(row),
+        error=error_of(row),
+        change_time=row["change_time"],
+    )
+
+
+def _grant_change(row: Row) -> GrantChange:
+    return GrantChange(
+        grant_id=row["grant_id"],
+        tenant_id=row["tenant_id"],
+        owner=row["owner"],
+        state=GrantState(row["state"]),
+        expire_time=row["expire_time"],
+        change_time=row["change_time"],
+    )

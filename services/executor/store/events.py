@@ -16,8 +16,8 @@ EVENTS_CHANNEL = "executor_run_events"
 #: Wakes the runner of a run; the payload is the run_id. It then looks at the run.
 CONTROLS_CHANNEL = "executor_run_controls"
 
-# The first statement of every transaction that appends: it takes the row, the sequence numbers,
-# and the right to write. Everything after it is serialised per run.
+# The first statement of every transaction that appends is one of these three. It takes the row,
+# the sequence numbers, and the right to write. Everything after it is serialised per run.
 _TAKE_FENCED = """
 UPDATE run_leases SET next_seq = next_seq + $3
 WHERE run_id = $1 AND epoch = $2 AND holder IS NOT NULL AND NOT sealed
@@ -26,8 +26,9 @@ RETURNING next_seq - $3 AS first_seq, cogni_now() AS time
 _TAKE_UNSEALED = """
 UPDATE run_leases SET next_seq = next_seq + $2
 WHERE run_id = $1 AND NOT sealed
-RETURNING next_seq - $2 AS first_seq, cogni_now() AS time, epoch, holder
+RETURNING next_seq - $2 AS first_seq, cogni_now() AS time
 """
+_LOCK = "SELECT run_id FROM run_leases WHERE run_id = $1 AND NOT sealed FOR UPDATE"
 _INSERT = """
 INSERT INTO run_events (run_id, tenant_id, seq, attempt, type, payload)
 SELECT $1, $2, each.seq, $3, each.type, each.payload
@@ -37,19 +38,17 @@ _READ = """
 SELECT seq, type, payload FROM run_events
 WHERE run_id = $1 AND seq > $2 ORDER BY seq LIMIT $3
 """
+_NEWEST = """
+SELECT run_id, next_seq - 1 AS newest_seq FROM run_leases WHERE run_id = ANY ($1::uuid[])
+"""
 
 
 @dataclass(frozen=True)
 class Place:
-    """The sequence numbers that a transaction has taken, and the time they are stamped with.
-
-    `held` says whether an attempt was under way when a server took them.
-    """
+    """The sequence numbers that a transaction has taken, and the time they are stamped with."""
 
     first_seq: int
     time: datetime
-    epoch: int
-    held: bool
 
 
 @dataclass(frozen=True)
@@ -64,15 +63,21 @@ class StoredEvent:
 async def take_fenced(tx: Connection, run_id: str, epoch: int, count: int) -> Place | None:
     """Take `count` sequence numbers for the attempt that holds `epoch`; None when it lost it."""
     row = await tx.fetchrow(_TAKE_FENCED, run_id, epoch, count)
-    return None if row is None else Place(row["first_seq"], row["time"], epoch, True)
+    return None if row is None else Place(row["first_seq"], row["time"])
 
 
 async def take_unsealed(tx: Connection, run_id: str, count: int) -> Place | None:
     """Take `count` sequence numbers for a server; None when the run is final, or not there."""
     row = await tx.fetchrow(_TAKE_UNSEALED, run_id, count)
-    if row is None:
-        return None
-    return Place(row["first_seq"], row["time"], row["epoch"], row["holder"] is not None)
+    return None if row is None else Place(row["first_seq"], row["time"])
+
+
+async def lock(tx: Connection, run_id: str) -> bool:
+    """Take the right to write before it is known what; False when the run is final or not there.
+
+    For servers, which must look at the run first: a number taken and not used would be a gap.
+    """
+    return await tx.fetchval(_LOCK, run_id) is not None
 
 
 async def insert(
@@ -120,6 +125,12 @@ async def read(tx: Connection, run_id: str, after_seq: int, limit: int) -> list[
     """Return at most `limit` events after `after_seq`, in order."""
     rows = await tx.fetch(_READ, run_id, after_seq, limit)
     return [StoredEvent(row["seq"], row["type"], row["payload"]) for row in rows]
+
+
+async def newest(tx: Connection, run_ids: Sequence[str]) -> list[tuple[str, int]]:
+    """Return (run_id, newest seq) of each of these runs."""
+    rows = await tx.fetch(_NEWEST, list(run_ids))
+    return [(str(row["run_id"]), row["newest_seq"]) for row in rows]
 
 
 async def notify(tx: Connection, newest: Sequence[tuple[str, int]]) -> None:

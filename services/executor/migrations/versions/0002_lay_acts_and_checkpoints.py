@@ -58,7 +58,8 @@ CREATE TABLE usage_units (
     cost_value numeric CHECK (cost_value >= 0),
     rework boolean NOT NULL DEFAULT false,
     estimated boolean NOT NULL DEFAULT false,
-    conflicting boolean NOT NULL DEFAULT false,
+    record_problem text,
+    record_due_time timestamptz NOT NULL DEFAULT cogni_now(),
     occur_time timestamptz NOT NULL,
     settle_time timestamptz,
     record_time timestamptz,
@@ -70,8 +71,8 @@ CREATE TABLE usage_units (
 CREATE INDEX usage_units_of_run ON usage_units (run_id);
 CREATE INDEX usage_units_of_grant ON usage_units (grant_id);
 CREATE INDEX usage_units_pending ON usage_units (occur_time) WHERE state = 'PENDING';
-CREATE INDEX usage_units_to_record ON usage_units (tenant_id, settle_time)
-    WHERE state = 'SETTLED' AND record_time IS NULL AND NOT conflicting;
+CREATE INDEX usage_units_to_record ON usage_units (record_due_time)
+    WHERE state = 'SETTLED' AND record_time IS NULL;
 
 CREATE TABLE audit_records (
     audit_record_id uuid PRIMARY KEY,

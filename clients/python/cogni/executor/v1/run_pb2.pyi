@@ -120,6 +120,8 @@ class _CancelReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CancelRe
     """The run's timeout is over. Set by the Executor only."""
     CANCEL_REASON_OPERATOR: _CancelReason.ValueType  # 5
     """The operator needs it stopped."""
+    CANCEL_REASON_GRANT_EXPIRED: _CancelReason.ValueType  # 6
+    """The grant's expire_time has passed. Set by the Executor only."""
 
 class CancelReason(_CancelReason, metaclass=_CancelReasonEnumTypeWrapper):
     """Why somebody cancels a run."""
@@ -136,6 +138,8 @@ CANCEL_REASON_TIMEOUT: CancelReason.ValueType  # 4
 """The run's timeout is over. Set by the Executor only."""
 CANCEL_REASON_OPERATOR: CancelReason.ValueType  # 5
 """The operator needs it stopped."""
+CANCEL_REASON_GRANT_EXPIRED: CancelReason.ValueType  # 6
+"""The grant's expire_time has passed. Set by the Executor only."""
 Global___CancelReason: _TypeAlias = CancelReason  # noqa: Y015
 
 class _Durability:

@@ -1,0 +1,56 @@
+"""Tells the Ledger what was used, as the service that may."""
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+import grpc.aio
+
+from cogni.ledger.v1 import ledger_service_pb2, ledger_service_pb2_grpc, usage_pb2
+from services.executor.convert.usage import unit_to_proto
+from services.executor.usage import Closing, SettledUnit
+from services.runtime.channels import acting_for
+
+SAFE_METHODS = (
+    "/cogni.ledger.v1.LedgerService/RecordUsage",
+    "/cogni.ledger.v1.LedgerService/CloseRun",
+)
+
+
+class Recording(StrEnum):
+    """What the Ledger answered about one unit."""
+
+    RECORDED = "RECORDED"
+    CONFLICT = "CONFLICT"
+    REJECTED = "REJECTED"
+
+
+_ANSWERS = {
+    usage_pb2.USAGE_RESULT_CREATED: Recording.RECORDED,
+    usage_pb2.USAGE_RESULT_EXISTS: Recording.RECORDED,
+    usage_pb2.USAGE_RESULT_CONFLICT: Recording.CONFLICT,
+}
+
+
+class LedgerClient:
+    """The Executor's view of the Ledger. Raises PeerError when it does not answer."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._ledger = ledger_service_pb2_grpc.LedgerServiceStub(channel)
+
+    async def record(self, tenant_id: str, units: Sequence[SettledUnit]) -> list[Recording]:
+        """Record the units of one tenant; the answers are in their order."""
+        request = ledger_service_pb2.RecordUsageRequest(units=[unit_to_proto(u) for u in units])
+        with acting_for(tenant_id):
+            response = await self._ledger.RecordUsage(request)
+        # An answer this release does not know means that nothing may be taken for granted.
+        return [_ANSWERS.get(each.result, Recording.REJECTED) for each in response.outcomes]
+
+    async def close_run(self, closing: Closing) -> None:
+        """Commit which units the run has."""
+        request = ledger_service_pb2.CloseRunRequest(
+            run_id=closing.run_id,
+            unit_count=len(closing.call_ids),
+            units_digest=closing.digest,
+        )
+        with acting_for(closing.tenant_id):
+            await self._ledger.CloseRun(request)

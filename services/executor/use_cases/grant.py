@@ -1,0 +1,70 @@
+"""Creates grants, and ends them so that nothing happens under them afterwards."""
+
+from services.executor.audit import AuditKind, AuditRecord
+from services.executor.grants import Grant, GrantRequest
+from services.executor.permissions import permissions_to_json
+from services.executor.runs import Cancellation, CancelReason
+from services.executor.store import audit, events, grants, owed
+from services.executor.use_cases.backing import Backing, current_traceparent, trace_id_of
+from services.executor.use_cases.stop_run import stop_runs_under
+from services.runtime.caller import Caller
+from services.runtime.errors import not_found, reused_request_id
+from services.runtime.ids import new_id
+
+
+async def create_grant(
+    on: Backing, caller: Caller, request_id: str, request: GrantRequest
+) -> Grant:
+    """Create a grant owned by the caller, or return the one of an earlier same call."""
+    grant_id = new_id()
+    content_hash = request.content_hash(caller.owner, permissions_to_json(request.tools))
+    async with on.database.raw_tenant(caller.tenant_id) as tx:
+        known = await grants.create(
+            tx, grant_id, caller.tenant_id, request_id, caller.owner, request
+        )
+        if known.content_hash != content_hash:
+            raise reused_request_id(request_id)
+        if known.grant.grant_id == grant_id:
+            await _record(tx, caller, grant_id, "grant.create")
+    return known.grant
+
+
+async def revoke_grant(on: Backing, caller: Caller, grant_id: str, comment: str) -> Grant:
+    """End the grant, then stop its runs; all of it has happened when this returns.
+
+    The first transaction waits for the decisions under way, so none that allows something
+    commits after it. A crash before the runs are stopped is made good by the reaper.
+    """
+    async with on.database.raw_tenant(caller.tenant_id) as tx:
+        revoked = await grants.revoke(tx, grant_id, comment, caller.owner)
+        if revoked is not None:
+            await owed.owe(tx, owed.REVOKE_LEASES, caller.tenant_id, {"grant_id": grant_id})
+            await _record(tx, caller, grant_id, "grant.revoke")
+    on.kick()
+    grant = revoked or await get_grant(on, caller.tenant_id, grant_id)
+    reason = CancelReason.GRANT_REVOKED if grant.revoke_time else CancelReason.GRANT_EXPIRED
+    cancellation = Cancellation(reason, comment, caller.owner)
+    await stop_runs_under(on, caller.tenant_id, grant_id, cancellation)
+    return grant
+
+
+async def get_grant(on: Backing, tenant_id: str, grant_id: str) -> Grant:
+    """Return the grant. Raises ServiceError NOT_FOUND."""
+    async with on.database.raw_tenant(tenant_id) as tx:
+        grant = await grants.get(tx, grant_id)
+    if grant is None:
+        raise not_found("grant", grant_id)
+    return grant
+
+
+async def _record(tx: events.Connection, caller: Caller, grant_id: str, action: str) -> None:
+    record = AuditRecord(
+        audit_record_id=new_id(),
+        kind=AuditKind.EVENT,
+        action=action,
+        actor=caller.subject,
+        grant_id=grant_id,
+        details={"owner": caller.owner},
+        trace_id=trace_id_of(current_traceparent()),
+    )
+    await audit.write(tx, caller.tenant_id, record)
