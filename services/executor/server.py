@@ -1,11 +1,12 @@
 """The Executor's servicers: they translate and delegate."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
+import grpc
 import grpc.aio
 
 from cogni.executor.v1 import executor_service_pb2 as executor
@@ -30,6 +31,8 @@ from services.executor.use_cases.watch_changes import ChangeWatch, Stream
 from services.runtime.caller import CallerKind, current_caller
 from services.runtime.drain import Drain
 from services.runtime.errors import Violation, invalid
+
+EXECUTOR_SERVICE = "cogni.executor.v1.ExecutorService"
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -82,7 +85,7 @@ class ExecutorServicer(executor_grpc.ExecutorServiceServicer):
         )
 
     # The log's bytes are sent as they were stored, so this handler yields serialized messages:
-    # see `registration.py`.
+    # see `add_executor_to_server`.
     async def WatchRun(  # type: ignore[override]
         self, request: executor.WatchRunRequest, context: Context
     ) -> AsyncIterator[bytes]:
@@ -243,3 +246,37 @@ class RunnerServicer(runner_grpc.RunnerServiceServicer):
         return runner.MintRunTokenResponse(
             token=minted.token, expire_time=timestamp(minted.expire_time)
         )
+
+
+def add_executor_to_server(servicer: ExecutorServicer, server: Any) -> None:
+    """Register the servicer as the generated function does, except for WatchRun's serializer.
+
+    A WatchRunResponse that was parsed and serialized again could come out with other bytes than
+    were stored: protobuf writes maps, and so every Struct, in any order.
+    """
+    sender: Any = _Sender(server, servicer)
+    executor_grpc.add_ExecutorServiceServicer_to_server(servicer, sender)
+
+
+class _Sender:
+    """Passes registrations on to a server, with one handler exchanged."""
+
+    def __init__(self, server: Any, servicer: ExecutorServicer) -> None:
+        self._server = server
+        self._watch_run: Any = grpc.unary_stream_rpc_method_handler(
+            servicer.WatchRun,
+            request_deserializer=executor.WatchRunRequest.FromString,
+            response_serializer=None,
+        )
+
+    def add_generic_rpc_handlers(self, handlers: tuple[grpc.GenericRpcHandler, ...]) -> None:
+        """Left out: `add_registered_method_handlers` makes the generic handler too."""
+
+    def add_registered_method_handlers(
+        self, service: str, handlers: Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]
+    ) -> None:
+        """Register the handlers under both ways in which a server looks them up."""
+        changed = {**handlers, "WatchRun": self._watch_run}
+        generic = grpc.method_handlers_generic_handler(service, changed)
+        self._server.add_generic_rpc_handlers((generic,))
+        self._server.add_registered_method_handlers(service, changed)

@@ -1,0 +1,230 @@
+"""A real Executor server of one test, and an attempt that a test carries out by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+
+from cogni.executor.v1 import executor_service_pb2 as pb
+from cogni.executor.v1 import grant_service_pb2 as grant_pb
+from cogni.executor.v1.executor_service_pb2_grpc import ExecutorServiceStub
+from cogni.executor.v1.grant_service_pb2_grpc import GrantServiceStub
+from cogni.executor.v1.run_event_pb2 import (
+    ATTEMPT_CAUSE_FIRST,
+    AttemptStarted,
+    CustomEvent,
+    RunFinished,
+)
+from cogni.executor.v1.run_pb2 import RUN_STATE_SUCCEEDED
+from cogni.executor.v1.runner_service_pb2_grpc import RunnerServiceStub
+from services.executor.adapters.ledger import Recording
+from services.executor.composition import Surroundings, application, signer
+from services.executor.events import Draft
+from services.executor.graphs import EVERY_TENANT, Graph
+from services.executor.runs import RunState
+from services.executor.store import events, graphs, runs
+from services.executor.usage import Closing, SettledUnit
+from services.runtime.database import Database
+from services.runtime.drain import Drain
+from services.runtime.ids import new_id
+from services.runtime.listen import Listener
+from services.runtime.outbox import Entry
+from services.runtime.settings import TelemetrySettings
+from services.runtime.telemetry import start_telemetry
+from tests.databases import DatabaseFactory
+from tests.plugins.identities import Identities
+from tests.plugins.serving import Served, ServeService
+
+GRAPH = "digest"
+SCOPES = ("runs:read", "runs:write", "grants:read", "grants:write", "audit:read")
+LEASE = timedelta(seconds=30)
+
+
+@dataclass
+class RecordingLedger:
+    """Stands for the Ledger where no Ledger runs; answers what the test tells it to."""
+
+    units: list[SettledUnit] = field(default_factory=list)
+    closings: list[Closing] = field(default_factory=list)
+    answer: Recording = Recording.RECORDED
+
+    async def record(self, tenant_id: str, units: Sequence[SettledUnit]) -> list[Recording]:
+        self.units += units
+        return [self.answer for _ in units]
+
+    async def close_run(self, closing: Closing) -> None:
+        self.closings.append(closing)
+
+
+@dataclass
+class World:
+    """One Executor server, its database, and callers of it."""
+
+    database: Database
+    served: Served
+    identities: Identities
+    ledger: RecordingLedger
+    drain: Drain
+    hints: asyncio.Queue[str]
+    revocations: asyncio.Queue[str]
+
+    def executor(self, tenant: str = "acme", subject: str = "alice") -> Any:
+        """The stub of a caller with every scope."""
+        token = self.identities.user_token(tenant, subject, SCOPES)
+        return ExecutorServiceStub(self.served.channel(token))
+
+    def grants(self, tenant: str = "acme", subject: str = "alice") -> Any:
+        token = self.identities.user_token(tenant, subject, SCOPES)
+        return GrantServiceStub(self.served.channel(token))
+
+    def runner(self, tenant: str = "acme", service: str = "runner") -> Any:
+        token = self.identities.service_token(service, "executor", tenant)
+        return RunnerServiceStub(self.served.channel(token))
+
+    def scheduler(self, tenant: str, on_behalf_of: str | None = None) -> Any:
+        token = self.identities.service_token("scheduler", "executor", tenant, on_behalf_of)
+        return ExecutorServiceStub(self.served.channel(token))
+
+    async def grant(self, tenant: str = "acme", subject: str = "alice", **changes: Any) -> str:
+        """Create a grant for the graph and return its id."""
+        request = grant_request(**changes)
+        response = await self.grants(tenant, subject).CreateGrant(request)
+        grant_id: str = response.grant.grant_id
+        return grant_id
+
+    async def start(self, grant_id: str, **changes: Any) -> Any:
+        """Start a run under the grant and return it."""
+        return (await self.executor().StartRun(start_request(grant_id, **changes))).run
+
+    async def run(self, run_id: str) -> Any:
+        return (await self.executor().GetRun(pb.GetRunRequest(run_id=run_id))).run
+
+    async def claim(self, run_id: str, tenant: str = "acme") -> Attempt:
+        """Begin an attempt as a runner does."""
+        async with self.database.raw_jobs() as tx:
+            epoch = await tx.fetchval(
+                "UPDATE run_leases SET epoch = epoch + 1, holder = 'tests',"
+                " expire_time = cogni_now() + $2, ready_time = NULL WHERE run_id = $1"
+                " RETURNING epoch",
+                run_id,
+                LEASE,
+            )
+            number = await tx.fetchval(
+                "UPDATE runs SET state = 'RUNNING', attempt = attempt + 1,"
+                " start_time = coalesce(start_time, cogni_now()) WHERE run_id = $1"
+                " RETURNING attempt",
+                run_id,
+            )
+        attempt = Attempt(self.database, run_id, tenant, epoch, number)
+        await attempt.append(AttemptStarted(cause=ATTEMPT_CAUSE_FIRST, runner="tests"))
+        return attempt
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An attempt in the test's hands."""
+
+    database: Database
+    run_id: str
+    tenant_id: str
+    epoch: int
+    number: int
+
+    async def append(self, *contents: Any) -> int | None:
+        """Append events under the fence; None when the lease is lost."""
+        async with self.database.raw_tenant(self.tenant_id) as tx:
+            return await self.append_in(tx, *contents)
+
+    async def append_in(self, tx: asyncpg.Connection, *contents: Any) -> int | None:
+        drafts = [Draft(content) for content in contents]
+        newest = await events.append_fenced(
+            tx, self.run_id, self.tenant_id, self.epoch, self.number, drafts
+        )
+        if newest is not None:
+            await events.notify(tx, [(self.run_id, newest)])
+        return newest
+
+    async def chatter(self, count: int) -> None:
+        """Append `count` events whose bytes a second encoder would hardly repeat."""
+        for index in range(count):
+            event = CustomEvent(name=f"event {index}")
+            event.data.struct_value.update({f"key{n}": [index, {"n": n}] for n in range(9)})
+            await self.append(event)
+
+    async def succeed(self) -> bool:
+        """Finish the run; False when it may not."""
+        async with self.database.raw_tenant(self.tenant_id) as tx:
+            finished = RunFinished(state=RUN_STATE_SUCCEEDED)
+            finished.output.string_value = "done"
+            if await self.append_in(tx, finished) is None:
+                return False
+            return await runs.finish(tx, self.run_id, RunState.SUCCEEDED, output_json='"done"')
+
+
+def grant_request(**changes: Any) -> grant_pb.CreateGrantRequest:
+    """A valid request to grant the graph; keyword arguments replace fields."""
+    fields = {
+        "request_id": new_id(),
+        "graphs": [f"graph:execute:{GRAPH}"],
+        "account_id": new_id(),
+        **changes,
+    }
+    return grant_pb.CreateGrantRequest(**fields)
+
+
+def start_request(grant_id: str, **changes: Any) -> pb.StartRunRequest:
+    """A valid request to run the graph; keyword arguments replace fields."""
+    fields = {"request_id": new_id(), "graph_id": GRAPH, "grant_id": grant_id, **changes}
+    return pb.StartRunRequest(**fields)
+
+
+@pytest.fixture
+async def world(
+    database: DatabaseFactory, serve_service: ServeService, identities: Identities
+) -> World:
+    """A running Executor that knows the graph, without loops that act by themselves."""
+    db = await database("executor")
+    await publish(db, Graph(GRAPH, "r1"))
+    drain, ledger = Drain(), RecordingLedger()
+    hints: asyncio.Queue[str] = asyncio.Queue()
+    revocations: asyncio.Queue[str] = asyncio.Queue()
+
+    async def wake_up(entries: list[Entry]) -> None:
+        for entry in entries:
+            hints.put_nowait(entry.payload["run_id"])
+
+    async def revoke_leases(entries: list[Entry]) -> None:
+        for entry in entries:
+            revocations.put_nowait(entry.payload["grant_id"])
+
+    async def hint(run_ids: list[str]) -> None:
+        for run_id in run_ids:
+            hints.put_nowait(run_id)
+
+    around = Surroundings(
+        database=db,
+        listener=Listener(db.url),
+        drain=drain,
+        ledger=ledger,
+        handlers={"wake_up": wake_up, "revoke_leases": revoke_leases},
+        wake_up=hint,
+        sign=signer(identities.keys["executor"]),
+        watch_streams_max=20,
+        change_streams_max=5,
+    )
+    served = await serve_service(
+        "executor", application(around, start_telemetry(TelemetrySettings(), "tests")), drain=drain
+    )
+    return World(db, served, identities, ledger, drain, hints, revocations)
+
+
+async def publish(db: Database, *published: Graph, tenant_id: str = EVERY_TENANT) -> None:
+    """Publish graphs as a runner does when it starts."""
+    async with db.raw_jobs() as tx:
+        await graphs.publish(tx, tenant_id, published)
