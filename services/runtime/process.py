@@ -72,7 +72,11 @@ def _supervise(main: Main, listen: Listen, processes: int, stop_seconds: float) 
         signal.signal(each, forward)
     for child in children:
         child.start()
-    multiprocessing.connection.wait([child.sentinel for child in children])
+    ended = multiprocessing.connection.wait([child.sentinel for child in children])
+    for child in children:
+        if child.sentinel in ended:
+            # The sentinel closes a moment before the exit code can be had.
+            child.join(_STOP_MARGIN_SECONDS)
     died_by_itself = not stop.is_set()
     if died_by_itself:
         _report(children)
