@@ -14,11 +14,7 @@ from services.runtime.failures import DatabaseUnusableError
 
 _SCHEMA = re.compile(r"[a-z][a-z0-9_]{0,39}")
 # A racing CREATE ROLE or GRANT loses with one of these; the winner's work is then ours too.
-_LOST_RACES = (
-    asyncpg.DuplicateObjectError,
-    asyncpg.UniqueViolationError,
-    asyncpg.InternalServerError,
-)
+_LOST_RACES = (asyncpg.DuplicateObjectError, asyncpg.UniqueViolationError)
 _ATTEMPTS_MAX = 10
 _PAUSE_SECONDS = 0.05
 

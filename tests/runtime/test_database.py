@@ -91,6 +91,8 @@ async def test_a_binding_does_not_outlive_its_transaction(narrow):
 
 
 async def test_a_cancelled_transaction_gives_its_connection_back_unbound_and_undone(narrow):
+    complaints = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, each: complaints.append(each))
     for transaction in (narrow.tenant, narrow.raw_tenant):
         inside = asyncio.Event()
 
@@ -109,6 +111,7 @@ async def test_a_cancelled_transaction_gives_its_connection_back_unbound_and_und
         await write(narrow, "t1")
 
     assert await count(narrow) == 2
+    assert complaints == []
 
 
 async def test_a_statement_cancelled_while_it_runs_does_not_poison_the_pool(narrow):

@@ -12,7 +12,7 @@ import pytest
 
 from services.runtime.failures import DatabaseUnusableError
 from services.runtime.migrations import check_migrated, migrate
-from services.runtime.roles import Roles
+from services.runtime.roles import Roles, ensure_roles
 from services.standalone.ports import free_port
 
 PACKAGE = "tests.runtime.migrated"
@@ -108,6 +108,46 @@ async def test_many_processes_at_once_migrate_once(packages, databases, fresh_sc
     for url in urls:
         await check_migrated(url, fresh_schema, name)
         await databases.drop(url)
+
+
+@pytest.mark.parametrize(
+    "half_done",
+    ['CREATE ROLE "{app}" NOLOGIN', 'GRANT "{owner}" TO service_login'],
+)
+async def test_a_role_that_another_database_makes_at_the_same_moment_is_taken(
+    databases, empty_database, fresh_schema, half_done
+):
+    admin_url = databases.admin_url(empty_database)
+    roles = Roles.of(fresh_schema)
+    await ask(admin_url, f'CREATE ROLE "{roles.owner}" NOLOGIN')
+    await ask(admin_url, f'GRANT "{roles.owner}" TO service_login WITH ADMIN TRUE, SET FALSE')
+    rival, loser = await asyncpg.connect(empty_database), await asyncpg.connect(empty_database)
+    try:
+        transaction = rival.transaction()
+        await transaction.start()
+        await rival.execute(half_done.format(app=roles.app, owner=roles.owner))
+
+        losing = asyncio.create_task(ensure_roles(loser, fresh_schema))
+        async with asyncio.timeout(10):
+            while not await waits_for_lock(admin_url, loser):
+                assert not losing.done()
+        await transaction.commit()
+        await losing
+
+        for role in roles.all():
+            await loser.execute(f'SET ROLE "{role}"')
+            await loser.execute("RESET ROLE")
+    finally:
+        await rival.close()
+        await loser.close()
+
+
+async def waits_for_lock(admin_url, connection):
+    return await ask(
+        admin_url,
+        "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $1",
+        connection.get_server_pid(),
+    )
 
 
 async def test_a_failing_revision_leaves_nothing_of_itself(packages, empty_database):
