@@ -14,7 +14,7 @@ from services.runtime.listen import Listener
 _POLL_SECONDS = 1.0
 
 
-@dataclass
+@dataclass(eq=False)
 class Follower:
     """One stream's view of a run: how far the log is known to reach, and a signal when it grows."""
 
