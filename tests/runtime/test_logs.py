@@ -1,0 +1,103 @@
+"""Log lines carry the ids of the work under way, and never a secret."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Literal
+
+import pytest
+
+from services.runtime.logs import log_context, redact, start_logs
+from services.runtime.settings import TelemetrySettings
+from services.runtime.telemetry import continued, current_trace_id, start_telemetry
+
+JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl"
+_log = logging.getLogger("services.test")
+
+
+@pytest.fixture
+def root() -> Iterator[logging.Logger]:
+    """The root logger, put back as it was."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    # basicConfig(force=True) closes the handlers it removes; pytest's must stay open.
+    root.handlers = []
+    yield root
+    root.handlers, root.level = handlers, level
+    logging.captureWarnings(False)
+
+
+def started(format: Literal["json", "text"]) -> io.StringIO:
+    stream = io.StringIO()
+    start_logs(TelemetrySettings(log_format=format), "ledger", stream)
+    return stream
+
+
+def test_a_json_line_carries_service_trace_and_the_fields_of_its_context(
+    root: logging.Logger,
+) -> None:
+    stream = started("json")
+    tracer = start_telemetry(TelemetrySettings(), "ledger").tracer
+
+    with (
+        continued(tracer, "work", {}),
+        log_context(run_id="r1"),
+        log_context(tenant_id="acme"),
+    ):
+        trace_id = current_trace_id()
+        _log.warning("found %d units", 3)
+    _log.info("after")
+
+    inside, after = (json.loads(line) for line in stream.getvalue().splitlines())
+    assert inside["message"] == "found 3 units"
+    assert (inside["service"], inside["level"]) == ("ledger", "warning")
+    assert (inside["run_id"], inside["tenant_id"]) == ("r1", "acme")
+    assert inside["trace_id"] == trace_id
+    assert "run_id" not in after
+
+
+@pytest.mark.parametrize("format", ["json", "text"])
+def test_tokens_are_masked_in_messages_arguments_and_tracebacks(
+    root: logging.Logger, format: Literal["json", "text"]
+) -> None:
+    stream = started(format)
+
+    try:
+        raise RuntimeError(f"refused Bearer {JWT}")
+    except RuntimeError:
+        _log.exception("calling with %s", {"authorization": f"Bearer {JWT}"})
+
+    shown = stream.getvalue()
+    assert "RuntimeError" in shown
+    assert "eyJ" not in shown
+    assert "[redacted]" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (JWT, "[redacted]"),
+        ("Authorization: bearer abcdefgh12345678", "Authorization: bearer [redacted]"),
+        ("Basic YWxpY2U6c2VjcmV0", "Basic [redacted]"),
+        ("postgresql://me:hunter2@db:5432/x", "postgresql://me:[redacted]@db:5432/x"),
+        ("amqp://:hunter2@mq//", "amqp://:[redacted]@mq//"),
+        ("http://host:8080/a@b", "http://host:8080/a@b"),
+        ("The bearer is alice", "The bearer is alice"),
+    ],
+)
+def test_what_looks_like_a_secret_is_masked_and_nothing_else(text: str, kept: str) -> None:
+    assert redact(text) == kept
+
+
+def test_the_level_is_the_settings(root: logging.Logger) -> None:
+    stream = io.StringIO()
+    start_logs(TelemetrySettings(log_level="error"), "ledger", stream)
+
+    _log.warning("quiet")
+    _log.error("loud")
+
+    assert "quiet" not in stream.getvalue()
+    assert "loud" in stream.getvalue()
