@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 
 from cogni.connections.v1 import connections_service_pb2_grpc as stubs
 from services.connections.access import ACCESS
@@ -16,19 +17,27 @@ from services.connections.keyring import KeyEncryption
 from services.connections.providers.catalogue import Catalogue
 from services.connections.renewal import RenewalLimits
 from services.connections.rules import RULES
-from services.connections.server import ConnectionsServicer
+from services.connections.server import ConnectionsServicer, UseCases
 from services.connections.settings import ConnectionsSettings, database_limits, key_ring
+from services.connections.store import changes
+from services.connections.use_cases.changes import Changes
+from services.connections.use_cases.checkups import Checkups
 from services.connections.use_cases.connections import Connections
+from services.connections.use_cases.key_rotation import KeyRotations
 from services.connections.use_cases.leases import Leases
 from services.connections.use_cases.sealed import Vault
 from services.connections.use_cases.sessions import Sessions
+from services.connections.use_cases.watching import Watching
 from services.runtime.command import Process
 from services.runtime.database import Database
+from services.runtime.drain import Drain
+from services.runtime.listen import Listener
 from services.runtime.server import Application, Registration
 
 SERVICE = "cogni.connections.v1.ConnectionsService"
 RENEW_EVERY_SECONDS = 5.0
 SWEEP_EVERY_SECONDS = 60.0
+ROTATE_EVERY_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,46 +54,77 @@ class Parts:
         await self.egress.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What the operator decides."""
+
+    egress_rules: EgressRules = field(default_factory=EgressRules)
+    provider_timeout: timedelta = timedelta(seconds=10)
+    operator_tenant: str = ""
+
+
 def compose(
     database: Database,
     keys: KeyEncryption,
-    egress_rules: EgressRules,
+    choices: Choices,
+    drain: Drain,
     *,
     catalogue: Catalogue | None = None,
-    provider_timeout: timedelta = timedelta(seconds=10),
 ) -> Parts:
     """The application of one server process."""
     catalogue = catalogue or Catalogue()
+    rules = choices.egress_rules
     vault = Vault(keys)
-    egress = Egress(egress_rules, limits=EgressLimits(total=provider_timeout))
-    limits = RenewalLimits(provider_call=provider_timeout, claim=provider_timeout * 1.5)
-    sessions = Sessions(database, vault, catalogue, egress, limits=limits)
-    connections = Connections(database, vault, catalogue, egress, egress_rules)
-    leases = Leases(database, vault, catalogue, sessions)
-
-    async def renew_due() -> None:
-        while True:
-            await sessions.renew_due()
-            await asyncio.sleep(RENEW_EVERY_SECONDS)
-
-    async def sweep() -> None:
-        while True:
-            await leases.sweep()
-            await asyncio.sleep(SWEEP_EVERY_SECONDS)
-
-    servicer = ConnectionsServicer(  # type: ignore[abstract]  # the runtime answers the rest
-        database, catalogue, connections, leases
+    egress = Egress(rules, limits=EgressLimits(total=choices.provider_timeout))
+    limits = RenewalLimits(
+        provider_call=choices.provider_timeout, claim=choices.provider_timeout * 1.5
     )
+    sessions = Sessions(database, vault, catalogue, egress, limits=limits)
+    listener = Listener(database.url, application_name="cogni-connections")
+    does = UseCases(
+        database=database,
+        catalogue=catalogue,
+        connections=Connections(database, vault, catalogue, egress, rules),
+        changes=Changes(database, vault, catalogue, egress, rules),
+        checkups=Checkups(database, vault, catalogue, egress, sessions),
+        leases=Leases(database, vault, catalogue, sessions),
+        key_rotations=KeyRotations(database, keys, operator_tenant=choices.operator_tenant),
+        watching=Watching(database, listener, drain),
+    )
+    servicer = ConnectionsServicer(does)  # type: ignore[abstract]  # the runtime answers the rest
     application = Application(
         registrations=(
             Registration(stubs.add_ConnectionsServiceServicer_to_server, servicer, SERVICE),
         ),
         access=ACCESS,
         rules=RULES,
-        loops={"renew": renew_due, "sweep": sweep},
+        loops={
+            "listener": listener.run,
+            "renew": partial(_every, RENEW_EVERY_SECONDS, sessions.renew_due),
+            "sweep": partial(_every, SWEEP_EVERY_SECONDS, partial(_sweep, database, does.leases)),
+            "rotate": partial(_every, ROTATE_EVERY_SECONDS, partial(_rotate, does.key_rotations)),
+        },
         hand_back=sessions.close,
     )
     return Parts(application, egress, sessions)
+
+
+async def _every(seconds: float, work: Callable[[], Awaitable[object]]) -> None:
+    while True:
+        await work()
+        await asyncio.sleep(seconds)
+
+
+async def _sweep(database: Database, leases: Leases) -> None:
+    await leases.sweep()
+    async with database.jobs() as tx:
+        await changes.sweep(tx)
+
+
+async def _rotate(rotations: KeyRotations) -> None:
+    more = True
+    while more:
+        more = await rotations.step()
 
 
 @asynccontextmanager
@@ -100,8 +140,12 @@ async def open_application(process: Process[ConnectionsSettings]) -> AsyncIterat
     parts = compose(
         database,
         key_ring(settings),
-        EgressRules.parse(settings.egress_allow),
-        provider_timeout=timedelta(seconds=settings.provider_timeout_seconds),
+        Choices(
+            egress_rules=EgressRules.parse(settings.egress_allow),
+            provider_timeout=timedelta(seconds=settings.provider_timeout_seconds),
+            operator_tenant=settings.operator_tenant,
+        ),
+        process.drain,
     )
     try:
         yield parts.application

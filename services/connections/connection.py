@@ -81,6 +81,15 @@ class Connection:
         return subject == self.owner or any(each.subject == subject for each in self.consents)
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A connection now; None when it was deleted."""
+
+    connection_id: str
+    provider: str
+    connection: Connection | None
+
+
 def check_may_change(connection: Connection, subject: str, scopes: frozenset[str]) -> None:
     """Raise NOT_OWNER unless the subject owns the connection or is an administrator."""
     if subject != connection.owner and ADMIN_SCOPE not in scopes:
@@ -119,6 +128,11 @@ def check_usable(connection: Connection) -> None:
                 "state_reason": connection.state_reason.value,
             },
         )
+    check_not_revoked(connection)
+
+
+def check_not_revoked(connection: Connection) -> None:
+    """Raise CONNECTION_REVOKED for one that was withdrawn for good."""
     if connection.state is State.REVOKED:
         raise ServiceError(
             ErrorKind.FAILED_PRECONDITION,

@@ -43,6 +43,21 @@ class CreateWanted:
 
 
 @dataclass(frozen=True, slots=True)
+class UpdateWanted:
+    """What a caller asks to change: the named fields take these values."""
+
+    connection_id: str
+    fields: frozenset[str]
+    display_name: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    consent_subjects: frozenset[str] = frozenset()
+    etag: str = ""
+    secret: Secret | None = field(default=None, repr=False)
+    skip_check: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ConnectionFilter:
     """Which connections to list; empty fields stand for all."""
 

@@ -12,11 +12,17 @@ from cogni.connections.v1 import (
     connection_pb2,
     connections_service_pb2,
     credential_pb2,
+    key_rotation_pb2,
     provider_pb2,
 )
 from services.connections.access_log import Head, Record, RecordFilter
-from services.connections.connection import Connection
-from services.connections.connection_requests import ConnectionFilter, CreateWanted
+from services.connections.checkup import Check
+from services.connections.connection import Change, Connection
+from services.connections.connection_requests import (
+    ConnectionFilter,
+    CreateWanted,
+    UpdateWanted,
+)
 from services.connections.credential import (
     ApiKeyCredential,
     BearerCredential,
@@ -24,6 +30,7 @@ from services.connections.credential import (
     Credential,
     McpServerCredential,
 )
+from services.connections.key_rotation import KeyRotation
 from services.connections.lease import DEFAULT_TTL, Lease, LeaseWanted, Target
 from services.connections.providers.provider import LeaseWish, Provider
 from services.connections.secret import AuthKind, Secret
@@ -165,6 +172,22 @@ def create_wanted(request: messages.CreateConnectionRequest) -> CreateWanted:
     )
 
 
+def update_wanted(request: messages.UpdateConnectionRequest) -> UpdateWanted:
+    """What UpdateConnection asks for."""
+    given = request.connection
+    return UpdateWanted(
+        connection_id=given.connection_id,
+        fields=frozenset(request.update_mask.paths),
+        display_name=given.display_name,
+        labels=dict(given.labels),
+        settings=from_struct(given.settings),
+        consent_subjects=frozenset(consent.subject for consent in given.consents),
+        etag=given.etag,
+        secret=secret_from(request.secret),
+        skip_check=request.skip_check,
+    )
+
+
 def connection_filter(request: messages.ListConnectionsRequest, subject: str) -> ConnectionFilter:
     """Which connections ListConnections asks for."""
     return ConnectionFilter(
@@ -286,3 +309,37 @@ def record_message(record: Record) -> access_record_pb2.AccessRecord:
 def head_message(head: Head) -> access_record_pb2.AccessLogHead:
     """The end of the log."""
     return access_record_pb2.AccessLogHead(sequence=head.sequence, hash=head.hash)
+
+
+def check_message(check: Check) -> messages.ConnectionCheck:
+    """One thing that TestConnection tried."""
+    message = messages.ConnectionCheck(
+        name=check.name, passed=check.passed, message=check.message, reason=check.reason
+    )
+    message.duration.FromTimedelta(check.duration)
+    return message
+
+
+def change_message(change: Change, subject: str) -> messages.ConnectionChange:
+    """One change of a watched connection."""
+    if change.connection is None:
+        gone = connection_pb2.Connection(
+            connection_id=change.connection_id, provider=change.provider
+        )
+        return messages.ConnectionChange(connection=gone, deleted=True)
+    return messages.ConnectionChange(connection=connection_message(change.connection, subject))
+
+
+def rotation_message(rotation: KeyRotation) -> key_rotation_pb2.KeyRotation:
+    """How far a key rotation is."""
+    return key_rotation_pb2.KeyRotation(
+        rotation_id=rotation.rotation_id,
+        key_id=rotation.key_id,
+        state=key_rotation_pb2.KeyRotationState.Value(f"KEY_ROTATION_STATE_{rotation.state.value}"),
+        total_rows=rotation.total_rows,
+        rotated_rows=rotation.rotated_rows,
+        failed_rows=rotation.failed_rows,
+        create_time=to_time(rotation.create_time),
+        update_time=to_time(rotation.update_time),
+        finish_time=to_time(rotation.finish_time),
+    )

@@ -36,6 +36,12 @@ class ConnectionsSettings(ServiceProcessSettings):
         10.0, "The longest that one call to a provider may take.", gt=0, le=60
     )
 
+    operator_tenant: str = own(
+        "",
+        "The tenant whose administrators rotate the deployment's keys; unset, every tenant's may.",
+        pattern=r"([a-z0-9][a-z0-9-]{0,62})?",
+    )
+
     def contradictions(self) -> Iterator[str]:
         yield from super().contradictions()
         try:

@@ -17,10 +17,11 @@ from cogni.connections.v1 import connection_pb2, credential_pb2
 from cogni.connections.v1 import connections_service_pb2 as messages
 from cogni.connections.v1 import connections_service_pb2_grpc as stubs
 from services.connections.access_log import first_break
-from services.connections.composition import Parts, compose
+from services.connections.composition import Choices, compose
 from services.connections.egress_rules import EgressRules
 from services.connections.keyring import KeyRing
 from services.runtime.database import Database
+from services.runtime.drain import Drain
 from services.runtime.ids import new_id
 from services.standalone import pds
 from tests.connections.conftest import CANARY
@@ -93,10 +94,18 @@ async def service(
     at_server: str,
 ) -> AsyncIterator[Service]:
     db = await database("connections")
-    parts: Parts = compose(db, key_ring, EgressRules.parse(at_server))
-    served = await serve_service("connections", parts.application)
+    drain = Drain()
+    parts = compose(db, key_ring, Choices(EgressRules.parse(at_server)), drain)
+    served = await serve_service("connections", parts.application, drain=drain)
     yield Service(served, db, identities, at_server)
     await parts.close()
+
+
+@pytest.fixture
+async def bluesky(service: Service) -> connection_pb2.Connection:
+    """A connection of ann's, signed in."""
+    made = await service.user().CreateConnection(service.bluesky())
+    return made.connection  # type: ignore[no-any-return]
 
 
 def lease_request(connection_id: str, **changes: Any) -> messages.LeaseCredentialRequest:
@@ -323,3 +332,132 @@ async def test_the_log_that_callers_read_checks_out_by_the_contracts_own_rule(
             tx, "t1", RecordFilter(), after_sequence=None, oldest_first=True, limit=10
         )
     assert first_break(records) is None
+
+
+def update(made: connection_pb2.Connection, *paths: str, **changes: Any) -> Any:
+    request = messages.UpdateConnectionRequest()
+    request.connection.connection_id = made.connection_id
+    request.connection.MergeFrom(connection_pb2.Connection(**changes))
+    if paths:
+        request.update_mask.paths.extend(paths)
+    return request
+
+
+async def test_an_update_changes_what_its_mask_names_and_moves_the_etag(
+    service: Service, bluesky: connection_pb2.Connection
+) -> None:
+    request = update(
+        bluesky, "display_name", "labels", display_name="New", labels={"a": "b"}, owner="eve"
+    )
+    changed = (await service.user().UpdateConnection(request)).connection
+    assert (changed.display_name, dict(changed.labels)) == ("New", {"a": "b"})
+    assert changed.owner == "ann"
+    assert changed.etag != bluesky.etag
+
+    stale = update(bluesky, "display_name", display_name="Late", etag=bluesky.etag)
+    assert (await refused(service.user().UpdateConnection(stale))).reason == "ETAG_MISMATCH"
+
+
+async def test_where_the_secret_goes_changes_only_with_the_secret(
+    service: Service, bluesky: connection_pb2.Connection
+) -> None:
+    request = update(bluesky, "settings")
+    request.connection.settings["service_url"] = "https://evil.example.com"
+    refusal = await refused(service.user().UpdateConnection(request))
+    assert "give the secret again" in refusal.message
+
+
+async def test_consents_are_the_owners_alone_to_give(
+    service: Service, bluesky: connection_pb2.Connection
+) -> None:
+    request = update(bluesky, "consents", consents=[connection_pb2.Consent(subject="bea")])
+    refusal = await refused(service.user("admin").UpdateConnection(request))
+    assert refusal.reason == "NOT_OWNER"
+    changed = (await service.user().UpdateConnection(request)).connection
+    assert [consent.subject for consent in changed.consents] == ["bea"]
+    cleared = (await service.user().UpdateConnection(update(bluesky, "consents"))).connection
+    assert not cleared.consents
+
+
+async def test_a_new_secret_is_tried_and_replaces_secret_and_session(
+    service: Service, bluesky: connection_pb2.Connection
+) -> None:
+    request = update(bluesky)
+    request.secret.app_password.identifier = "ann.test"
+    request.secret.app_password.password = "wrong"
+    assert (await refused(service.user().UpdateConnection(request))).reason == (
+        "CREDENTIAL_REJECTED"
+    )
+    request.secret.app_password.password = PASSWORD
+    await service.user().UpdateConnection(request)
+    lease = await service.run(bluesky.connection_id).LeaseCredential(
+        lease_request(bluesky.connection_id)
+    )
+    assert lease.credential.bluesky_session.did == bluesky.account.id
+
+
+async def test_a_connection_is_tried_out_at_its_provider(
+    service: Service, bluesky: connection_pb2.Connection
+) -> None:
+    answer = await service.user().TestConnection(
+        messages.TestConnectionRequest(
+            connection_id=bluesky.connection_id, required_scopes=["post"]
+        )
+    )
+    assert [check.passed for check in answer.checks] == [True] * 4
+    assert answer.checks[-1].message == "Signed in as ann.test."
+    assert (answer.passed, list(answer.missing_scopes)) == (False, ["post"])
+
+
+async def test_a_fresh_credential_is_renewed_only_by_force(
+    service: Service, bluesky: connection_pb2.Connection
+) -> None:
+    request = messages.RefreshConnectionRequest(connection_id=bluesky.connection_id)
+    assert not (await service.user().RefreshConnection(request)).refreshed
+    request.force = True
+    answer = await service.user().RefreshConnection(request)
+    assert answer.refreshed
+    assert answer.connection.HasField("last_refresh_time")
+
+
+async def test_watchers_see_what_exists_and_then_every_change_and_can_resume(
+    service: Service, bluesky: connection_pb2.Connection
+) -> None:
+    stream = service.user().WatchConnections(messages.WatchConnectionsRequest())
+    snapshot = await anext(aiter(stream))
+    assert [c.connection.connection_id for c in snapshot.changes] == [bluesky.connection_id]
+    begin = await anext(aiter(stream))
+    assert begin.cursor
+
+    await service.user().UpdateConnection(update(bluesky, "display_name", display_name="X"))
+    news = await anext(aiter(stream))
+    assert [c.connection.display_name for c in news.changes] == ["X"]
+    stream.cancel()
+
+    await service.user().DeleteConnection(
+        messages.DeleteConnectionRequest(connection_id=bluesky.connection_id)
+    )
+    resumed = service.user().WatchConnections(messages.WatchConnectionsRequest(cursor=news.cursor))
+    gone = await anext(aiter(resumed))
+    assert [(c.connection.connection_id, c.deleted) for c in gone.changes] == [
+        (bluesky.connection_id, True)
+    ]
+    resumed.cancel()
+
+
+async def test_a_stopping_server_ends_watches_with_a_place_to_resume(service: Service) -> None:
+    stream = service.user().WatchConnections(messages.WatchConnectionsRequest())
+    await anext(aiter(stream))
+    service.served.drain.begin()
+    message = await anext(aiter(stream))
+    while not message.resume:
+        message = await anext(aiter(stream))
+    assert message.cursor
+    with pytest.raises(grpc.aio.AioRpcError) as ended:
+        await anext(aiter(stream))
+    assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_foreign_cursor_is_refused(service: Service) -> None:
+    request = messages.WatchConnectionsRequest(cursor="bm9uc2Vuc2U=")
+    assert (await refused(service.user().WatchConnections(request))).reason == "CURSOR_INVALID"

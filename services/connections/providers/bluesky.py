@@ -20,6 +20,7 @@ from services.connections.providers.failures import Cause, ProviderError, answer
 from services.connections.providers.http import (
     Answer,
     Http,
+    get,
     json_object,
     optional_text,
     post_empty,
@@ -89,6 +90,19 @@ class BlueskySessions:
             )
         )
         return _session(answer, now, refusal="The server no longer honours this session.")
+
+
+async def _probe(material: Material, http: Http, now: datetime) -> str:
+    assert material.session is not None
+    access_jwt = material.session.values["access_jwt"]
+    url = _xrpc(material, "com.atproto.server.getSession")
+    answer = await http.send(get(url, bearer=access_jwt))
+    raise_for_trouble(answer, who=_WHO, now=now)
+    content = json_object(answer, who=_WHO)
+    if answer.status != 200:
+        refusal = "The server no longer honours this session."
+        raise _refusal(answer.status, optional_text(content, "error"), refusal)
+    return f"Signed in as {text_field(content, 'handle', who=_WHO)}."
 
 
 def _xrpc(material: Material, method: str) -> str:
@@ -163,6 +177,7 @@ BLUESKY = Provider(
     refresh_policy=RefreshPolicy.GRACE,
     sessions=BlueskySessions(),
     restarts=True,
+    probe=_probe,
     renew_before=timedelta(minutes=10),
     credential_lifetime=_ACCESS_LIFETIME,
 )

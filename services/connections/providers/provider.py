@@ -80,6 +80,14 @@ class Sessions(Protocol):
         ...
 
 
+class Probe(Protocol):
+    """Tries out at the provider what would be leased; cheap, and changes nothing there."""
+
+    async def __call__(self, material: Material, http: Http, now: datetime) -> str:
+        """What was found, for people. Raises ProviderError."""
+        ...
+
+
 class Lend(Protocol):
     """Makes the credential of a lease; pure."""
 
@@ -120,6 +128,7 @@ class Provider:
     refresh_policy: RefreshPolicy = RefreshPolicy.NONE
     sessions: Sessions | None = None
     restarts: bool = False
+    probe: Probe | None = None
     renew_before: timedelta = timedelta(minutes=5)
     lease_before: timedelta = timedelta(seconds=30)
     credential_lifetime: timedelta | None = None

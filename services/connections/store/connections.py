@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.connections.connection import Connection, Consent, State, StateReason
 from services.connections.connection_requests import ConnectionFilter
 from services.connections.secret import AuthKind
+from services.connections.store import changes
 from services.connections.tables import (
-    connection_changes,
     connection_keys,
     connections,
     consents,
@@ -96,7 +96,7 @@ async def create(tx: AsyncConnection, tenant_id: str, new: NewConnection) -> Con
         )
     )
     await add_consents(tx, tenant_id, new.connection_id, new.consent_subjects)
-    await note_change(tx, tenant_id, new.connection_id, new.provider)
+    await changes.note(tx, tenant_id, new.connection_id, new.provider)
     created = await get(tx, tenant_id, new.connection_id)
     assert created is not None
     return created
@@ -193,7 +193,7 @@ async def remove(tx: AsyncConnection, connection: Connection) -> None:
             connections.c.connection_id == connection.connection_id,
         )
     )
-    await note_change(
+    await changes.note(
         tx, connection.tenant_id, connection.connection_id, connection.provider, deleted=True
     )
 
@@ -223,17 +223,6 @@ async def remove_consents(
     )
 
 
-async def note_change(
-    tx: AsyncConnection, tenant_id: str, connection_id: str, provider: str, *, deleted: bool = False
-) -> None:
-    """Tell watchers of a change."""
-    await tx.execute(
-        insert(connection_changes).values(
-            tenant_id=tenant_id, connection_id=connection_id, provider=provider, deleted=deleted
-        )
-    )
-
-
 async def _update(
     tx: AsyncConnection, tenant_id: str, connection_id: str, values: Mapping[str, Any]
 ) -> None:
@@ -247,7 +236,7 @@ async def _update(
             .returning(connections.c.provider)
         )
     ).scalar_one()
-    await note_change(tx, tenant_id, connection_id, provider)
+    await changes.note(tx, tenant_id, connection_id, provider)
 
 
 def _filtered(query: Select[Any], tenant_id: str, wanted: ConnectionFilter) -> Select[Any]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import RowMapping, func, select
+from sqlalchemy import RowMapping, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.connections.secret import SESSION
 from services.connections.tables import credentials
 from services.connections.vault import Binding, Envelope
 
@@ -41,6 +42,11 @@ class StoredCredentials:
         """The session's generation; 0 before there is one."""
         return self.session.generation if self.session else 0
 
+    @property
+    def generations(self) -> tuple[int, int]:
+        """Secret's and session's: a renewal is overtaken when either changed meanwhile."""
+        return (self.secret.generation if self.secret else 0, self.session_generation)
+
 
 async def get(tx: AsyncConnection, tenant_id: str, connection_id: str) -> StoredCredentials:
     """What the connection has."""
@@ -50,7 +56,7 @@ async def get(tx: AsyncConnection, tenant_id: str, connection_id: str) -> Stored
             credentials.c.tenant_id == tenant_id, credentials.c.connection_id == connection_id
         )
     )
-    found = {row["kind"]: _stored(row) for row in rows.mappings()}
+    found = {row["kind"]: stored_credential(row) for row in rows.mappings()}
     return StoredCredentials(found.get("secret"), found.get("session"), now)
 
 
@@ -74,26 +80,45 @@ async def put(
         "expire_time": expire_time,
         "renew_time": renew_time,
     }
+    if binding.generation > 1:
+        # Never by insert: a row that is gone was taken away on purpose, with its generations.
+        replaced = await tx.execute(
+            update(credentials)
+            .where(
+                credentials.c.tenant_id == binding.tenant_id,
+                credentials.c.connection_id == binding.connection_id,
+                credentials.c.kind == binding.kind,
+                credentials.c.generation == binding.generation - 1,
+            )
+            .values(**values, update_time=func.cogni_now())
+            .returning(credentials.c.generation)
+        )
+        return replaced.one_or_none() is not None
     statement = upsert(credentials).values(
         tenant_id=binding.tenant_id,
         connection_id=binding.connection_id,
         kind=binding.kind,
         **values,
     )
-    statement = statement.on_conflict_do_update(
-        index_elements=[
-            credentials.c.tenant_id,
-            credentials.c.connection_id,
-            credentials.c.kind,
-        ],
-        set_={**values, "update_time": func.cogni_now()},
-        where=credentials.c.generation == binding.generation - 1,
+    stored = await tx.execute(
+        statement.on_conflict_do_nothing().returning(credentials.c.generation)
     )
-    stored = await tx.execute(statement.returning(credentials.c.generation))
     return stored.one_or_none() is not None
 
 
-def _stored(row: RowMapping) -> StoredCredential:
+async def remove_session(tx: AsyncConnection, tenant_id: str, connection_id: str) -> None:
+    """Erase what the provider gave, for example because it belongs to a replaced secret."""
+    await tx.execute(
+        delete(credentials).where(
+            credentials.c.tenant_id == tenant_id,
+            credentials.c.connection_id == connection_id,
+            credentials.c.kind == SESSION,
+        )
+    )
+
+
+def stored_credential(row: RowMapping) -> StoredCredential:
+    """The credential of a row of the table."""
     return StoredCredential(
         Binding(
             row["tenant_id"],

@@ -56,11 +56,16 @@ class Claimed:
     connection: Connection
     provider: Provider
     material: Material
-    generation: int
+    generations: tuple[int, int]
     attempts: int
     maybe_done: bool
     now: datetime
     claimed_at: float
+
+    @property
+    def generation(self) -> int:
+        """The session's generation that is renewed."""
+        return self.generations[1]
 
 
 class Sessions:
@@ -160,7 +165,7 @@ class Sessions:
                     connection,
                     provider,
                     material,
-                    stored.session_generation,
+                    stored.generations,
                     attempts,
                     maybe,
                     journal.now,
@@ -247,7 +252,8 @@ class Sessions:
         envelope = await self._vault.seal_session(binding, session)
         async with self._database.tenant(connection.tenant_id) as tx:
             head = await access_log.lock_head(tx, connection.tenant_id)
-            if await connections.get(tx, connection.tenant_id, connection.connection_id) is None:
+            before = await credentials.get(tx, connection.tenant_id, connection.connection_id)
+            if before.generations != claimed.generations:
                 return
             stored = await credentials.put(
                 tx,
@@ -284,7 +290,7 @@ class Sessions:
             head = await access_log.lock_head(tx, tenant_id)
             await refreshes.lock(tx, tenant_id, connection_id)
             stored = await credentials.get(tx, tenant_id, connection_id)
-            if stored.session_generation != claimed.generation:
+            if stored.generations != claimed.generations:
                 # Somebody else's answer arrived first; ours was refused because of it.
                 return
             await refreshes.finish(tx, tenant_id, connection_id)
@@ -317,7 +323,7 @@ class Sessions:
             head = await access_log.lock_head(tx, tenant_id)
             journal = await refreshes.lock(tx, tenant_id, connection_id)
             stored = await credentials.get(tx, tenant_id, connection_id)
-            if stored.session_generation != claimed.generation:
+            if stored.generations != claimed.generations:
                 return
             await refreshes.put_off(
                 tx,

@@ -1,0 +1,40 @@
+"""A pass that re-wraps every stored data key: what it is and when it is over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+
+class RotationState(StrEnum):
+    """How far a pass is; the contract's KeyRotationState."""
+
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class RowKey:
+    """One credential's place in the pass."""
+
+    tenant_id: str
+    connection_id: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRotation:
+    """One pass over all tenants' credentials; `after` is the last row it has dealt with."""
+
+    rotation_id: str
+    key_id: str
+    state: RotationState
+    total_rows: int
+    rotated_rows: int
+    failed_rows: int
+    after: RowKey | None
+    create_time: datetime
+    update_time: datetime
+    finish_time: datetime | None
