@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from services.ledger.accounts import AccountKind, system_account_id
 from services.ledger.assets import Asset
 from services.ledger.book import Book
 from services.ledger.entries import NONCE_BYTES, Draft, Entry, EntryKind, Place, seal
+from services.ledger.holds import Hold
 from services.ledger.merkle import EMPTY_ROOT, Frontier, Node
 from services.ledger.store import Transaction, holds, log
 from services.ledger.store.log import Appendix, KeyUse, LogHead, Movement
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What a batch became: entries by the identity of their drafts, and the holds it changed."""
+
+    entries: dict[int, Entry]
+    holds: dict[tuple[str, str], Hold]
 
 
 class Appender:
@@ -21,10 +30,10 @@ class Appender:
     def __init__(self, nonces: Callable[[int], bytes]) -> None:
         self._nonces = nonces
 
-    async def append(self, tx: Transaction, book: Book, used: Sequence[KeyUse]) -> dict[int, Entry]:
-        """Write everything the book holds; return the entries by the identity of their drafts.
+    async def append(self, tx: Transaction, book: Book, used: Sequence[KeyUse]) -> Appended:
+        """Write everything the book holds, and the keys that led to it.
 
-        Raises DuplicateKeyError when another process committed one of the keys meanwhile.
+        Raises RaceLostError when another process committed one of the keys meanwhile.
         """
         heads = await log.lock_heads(tx, {use.key.tenant_id for use in used} | set(book.drafts))
         for (tenant_id, asset), remainder in book.remainders.items():
@@ -39,14 +48,14 @@ class Appender:
                 nodes.extend((tenant_id, node) for node in frontier.append(entry.leaf_hash))
                 sealed[id(draft)] = entry
             head.frontier = frontier.packed()
-        await holds.write(tx, [hold for hold in book.holds.values() if hold.is_changed])
+        changed = await holds.write(tx, [hold for hold in book.holds.values() if hold.is_changed])
         keys = [
             use if use.draft is None else replace(use, sequence=use.draft.sequence) for use in used
         ]
         entries = list(sealed.values())
         movements = _movements(book, entries)
         await log.write(tx, Appendix(entries, keys, nodes, movements, heads))
-        return sealed
+        return Appended(sealed, book.holds | changed)
 
     async def _carry(
         self, tx: Transaction, book: Book, tenant_id: str, asset: Asset, remainder: Decimal

@@ -13,7 +13,7 @@ from decimal import Decimal
 
 from services.ledger.accounts import Account, AccountKind, available, system_account_id
 from services.ledger.assets import Asset
-from services.ledger.commands import Charge, TransferCommand
+from services.ledger.commands import Charge, CorrectionCommand, TransferCommand
 from services.ledger.entries import Draft, Entry, EntryFlag, EntryKind
 from services.ledger.holds import Hold
 from services.ledger.money import MINOR_MAX, format_minor, round_to_minor
@@ -56,6 +56,7 @@ class Book:
         self.originals = originals or {}
         self._charged: dict[Key, list[Draft]] = {}
         self._replaced_keys: set[Key] = set()
+        self._given_back: dict[tuple[str, int], int] = {}
 
     def position(self, tenant_id: str, account_id: str) -> Position:
         """Return a locked account's position; KeyError when the batch did not lock it."""
@@ -67,7 +68,7 @@ class Book:
         self._check_can_pay(debit, amount)
         self._check_digits(debit, -amount)
         self._check_digits(credit, amount)
-        return self._post(
+        return self.post(
             Draft(
                 debit.tenant_id,
                 EntryKind.TRANSFER,
@@ -104,14 +105,14 @@ class Book:
         paid = self._payable(unit, position, amount)
         charge = self._charge_draft(unit, price, EntryKind.CHARGE, unit.account_id, asset, paid)
         charge.unit, charge.price = unit.facts(), self._price_facts(price, amount, remainder, asset)
-        drafts = [self._post(charge)]
+        drafts = [self.post(charge)]
         if amount > paid:
             overrun_id = system_account_id(unit.key.tenant_id, asset.code, AccountKind.OVERRUN)
             overrun = self._charge_draft(
                 unit, price, EntryKind.OVERRUN, overrun_id, asset, amount - paid
             )
             overrun.description = f"past the limit of account {unit.account_id}"
-            drafts.append(self._post(overrun))
+            drafts.append(self.post(overrun))
         self._charged[unit.key] = drafts
         return drafts
 
@@ -124,6 +125,9 @@ class Book:
         payer = self.positions.get((entry.tenant_id, entry.credit_account_id))
         if payer is not None:
             self._check_can_pay(payer.account, amount)
+        if isinstance(entry, Entry):
+            place = (entry.tenant_id, entry.sequence)
+            self._given_back[place] = self._given_back.get(place, 0) + amount
         correction = Draft(
             entry.tenant_id,
             EntryKind.CORRECTION,
@@ -138,7 +142,28 @@ class Book:
             description=description,
             flags=entry.flags,
         )
-        return self._post(correction)
+        return self.post(correction)
+
+    def correct(self, command: CorrectionCommand, given_back: int) -> Draft:
+        """Give back what a person decided; `given_back` of the entry was given back before.
+
+        Raises CORRECTION_EXCEEDS_ENTRY or INSUFFICIENT_FUNDS and then moves nothing.
+        """
+        entry = command.entry
+        left = entry.amount - given_back
+        left -= self._given_back.get((entry.tenant_id, entry.sequence), 0)
+        amount = left if command.amount is None else command.amount
+        if amount > left or left == 0:
+            text = format_minor(left, entry.asset)
+            raise failed_precondition(
+                "CORRECTION_EXCEEDS_ENTRY",
+                f"Of entry {entry.sequence} only {text} {entry.asset.code} is left to give back.",
+                metadata={"sequence": str(entry.sequence), "left": text},
+            )
+        return self.give_back(entry, amount, key=command.key, description=command.description)
+
+    def check_budget(self, position: Position, amount: int) -> None:
+        """Raise BUDGET_EXHAUSTED when setting aside `amount` more would pass the budget."""
 
     def _replaced(self, unit: UsageUnit) -> list[Draft | Entry]:
         """Return the entries that a correcting unit gives back, none for others."""
@@ -146,7 +171,7 @@ class Book:
             return []
         key = unit.key._replace(source_reference=unit.corrects)
         stored = self.originals.get(key)
-        if key in self._replaced_keys or (stored is not None and stored.corrected_by):
+        if key in self._replaced_keys or (stored is not None and self._is_corrected(stored)):
             raise UnitRejectedError("corrects_source_reference", "was corrected before")
         replaced: list[Draft | Entry] = [*self._charged.get(key, ())]
         if stored is not None:
@@ -155,6 +180,10 @@ class Book:
             raise UnitRejectedError("corrects_source_reference", "there is no such unit")
         self._replaced_keys.add(key)
         return replaced
+
+    def _is_corrected(self, charge: Charge) -> bool:
+        place = (charge.entry.tenant_id, charge.entry.sequence)
+        return charge.corrected_by > 0 or place in self._given_back
 
     def _carry(self, tenant_id: str, asset: Asset, remainder: Decimal) -> None:
         if remainder:
@@ -211,7 +240,8 @@ class Book:
             facts["unrounded"] = format(price.exact, "f")
         return facts
 
-    def _post(self, draft: Draft) -> Draft:
+    def post(self, draft: Draft) -> Draft:
+        """Move a draft's money between the positions and append it to its tenant's log."""
         debited = self.positions.get((draft.tenant_id, draft.debit_account_id))
         if debited is not None:
             debited.balance -= draft.amount

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 
 from services.ledger.accounts import Account
 from services.ledger.entries import Entry
+from services.ledger.holds import Hold
 from services.ledger.units import Key, UsageUnit
 from services.runtime.errors import ServiceError, Violation
 
@@ -52,7 +53,56 @@ class UsageCommand:
         return (self.account,)
 
 
-Command = TransferCommand | UsageCommand
+class HoldAction(StrEnum):
+    """What a hold command does."""
+
+    PLACE = "PLACE"
+    TOP_UP = "TOP_UP"
+    SETTLE = "SETTLE"
+    RELEASE = "RELEASE"
+    EXPIRE = "EXPIRE"
+
+
+@dataclass(frozen=True, slots=True)
+class HoldCommand:
+    """Change one hold on `account`; sums in minor units, `unsettled` None leaves it as it is."""
+
+    key: Key
+    payload_hash: bytes
+    action: HoldAction
+    hold_id: str
+    account: Account
+    amount: int = 0
+    run_id: str = ""
+    epoch: int = 0
+    expire_time: datetime | None = None
+    unsettled: int | None = None
+    credit: Account | None = None
+    description: str = ""
+
+    def accounts(self) -> tuple[Account, ...]:
+        """Return the accounts it touches."""
+        return (self.account,) if self.credit is None else (self.account, self.credit)
+
+
+@dataclass(frozen=True, slots=True)
+class CorrectionCommand:
+    """Give back `amount` minor units of an entry, or what is left of it when None."""
+
+    key: Key
+    payload_hash: bytes
+    entry: Entry
+    debit: Account
+    credit: Account
+    amount: int | None
+    description: str
+
+    def accounts(self) -> tuple[Account, ...]:
+        """Return the accounts of the entry it corrects."""
+        return (self.debit, self.credit)
+
+
+Command = TransferCommand | UsageCommand | HoldCommand | CorrectionCommand
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,5 +137,13 @@ class UsageOutcome:
     violations: tuple[Violation, ...] = ()
 
 
-#: What a command came to: its entry, its unit's outcome, or the refusal to raise.
-Outcome = Entry | UsageOutcome | ServiceError
+@dataclass(frozen=True, slots=True)
+class HoldOutcome:
+    """A hold as it is after a command, with the settlement's entry if the command settled."""
+
+    hold: Hold
+    entry: Entry | None = None
+
+
+#: What a command came to: its entry, unit's outcome or hold, or the refusal to raise.
+Outcome = Entry | UsageOutcome | HoldOutcome | ServiceError

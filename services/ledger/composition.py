@@ -9,13 +9,16 @@ from datetime import UTC, datetime
 
 from cogni.ledger.v1 import ledger_service_pb2_grpc
 from services.ledger.access import ACCESS
+from services.ledger.closing import Closing
+from services.ledger.correcting import Correcting
 from services.ledger.directory import Directory
+from services.ledger.holding import Holding
 from services.ledger.posting import Poster
 from services.ledger.price_books import PriceBooks
 from services.ledger.price_list import PriceList
 from services.ledger.recording import Recording
 from services.ledger.rules import RULES
-from services.ledger.server import LedgerServicer
+from services.ledger.server import LedgerServicer, Parts
 from services.ledger.statements import Statements
 from services.ledger.transferring import Transferring
 from services.ledger.writer import Writer
@@ -53,18 +56,24 @@ def compose(
     meters = Meters()
     if telemetry is not None:
         _report(telemetry, writer, meters)
-    # What the contract has and the servicer has not yet is answered NOT_IMPLEMENTED.
-    servicer = LedgerServicer(  # type: ignore[abstract]
-        directory,
-        Transferring(directory, writer, clock),
-        Recording(directory, writer, clock, meters.add_conflicts),
-        Statements(database),
-        PriceList(database, new_id),
+    holding = Holding(database, directory, writer, clock, new_id)
+    parts = Parts(
+        directory=directory,
+        transferring=Transferring(directory, writer, clock),
+        correcting=Correcting(database, directory, writer),
+        recording=Recording(directory, writer, clock, meters.add_conflicts),
+        holding=holding,
+        closing=Closing(database, holding),
+        statements=Statements(database),
+        price_list=PriceList(database, new_id),
     )
+    # What the contract has and the servicer has not yet is answered NOT_IMPLEMENTED.
+    servicer = LedgerServicer(parts)  # type: ignore[abstract]
     registration = Registration(
         ledger_service_pb2_grpc.add_LedgerServiceServicer_to_server, servicer, SERVICE
     )
-    return Application((registration,), ACCESS, RULES, loops={"writer": writer.run})
+    loops = {"writer": writer.run, "expiry": holding.expire_forever}
+    return Application((registration,), ACCESS, RULES, loops=loops)
 
 
 def _report(telemetry: Telemetry, writer: Writer, meters: Meters) -> None:

@@ -3,50 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 from services.ledger.accounts import Account
-from services.ledger.appending import Appender
+from services.ledger.appending import Appended, Appender
+from services.ledger.batch import Batch, Result, answer, replay
 from services.ledger.book import Book, Position
 from services.ledger.commands import (
-    Charge,
     Command,
+    CorrectionCommand,
+    HoldCommand,
     Outcome,
     TransferCommand,
     UsageCommand,
-    UsageOutcome,
-    UsageResult,
 )
-from services.ledger.entries import Draft, Entry
+from services.ledger.entries import Draft
+from services.ledger.hold_rules import apply_hold
 from services.ledger.price_books import PriceBooks
 from services.ledger.pricing import Price, price_unit
-from services.ledger.store import Transaction, accounts, entries, holds, keys, log
-from services.ledger.store.keys import StoredKey
+from services.ledger.store import RaceLostError, Transaction, accounts, entries, holds, keys, log
 from services.ledger.store.log import KeyUse
 from services.ledger.units import Key, UnitRejectedError
 from services.runtime.database import Database
-from services.runtime.errors import ServiceError, reused_request_id, unavailable
+from services.runtime.errors import ServiceError, unavailable
 
 #: A batch loses a race for the same key at most this often before its callers must retry.
 _RACES_MAX = 5
-
-
-@dataclass(slots=True)
-class _Batch:
-    """One transaction's work: what is known of each key, and what each command came to."""
-
-    commands: Sequence[Command]
-    stored: dict[Key, StoredKey] = field(default_factory=dict)
-    originals: dict[Key, Charge] = field(default_factory=dict)
-    results: dict[Key, list[Draft] | ServiceError | UnitRejectedError] = field(default_factory=dict)
-    first: dict[Key, Command] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.first = {command.key: command for command in reversed(self.commands)}
-
-    def fresh(self) -> list[Command]:
-        """Return what has to be applied: the first command of each key that is not stored."""
-        return [c for c in self.commands if self.first[c.key] is c and c.key not in self.stored]
 
 
 class Poster:
@@ -69,50 +51,60 @@ class Poster:
         for _ in range(_RACES_MAX):
             try:
                 async with self._database.raw_tenant(*tenants) as tx:
-                    return await self._post(tx, _Batch(commands))
-            except log.DuplicateKeyError:
+                    return await self._post(tx, Batch(commands))
+            except RaceLostError:
                 # Another process committed one of these keys: the next look finds it.
                 continue
         raise unavailable("Others are recording the same units at the same time; retry.")
 
-    async def _post(self, tx: Transaction, batch: _Batch) -> list[Outcome]:
+    async def _post(self, tx: Transaction, batch: Batch) -> list[Outcome]:
         await self._find_keys(tx, batch)
         fresh = batch.fresh()
-        entries_of: dict[int, Entry] = {}
+        appended = Appended({}, {})
         if fresh:
             book = await self._open_book(tx, batch, fresh)
             await self._apply(tx, book, batch, fresh)
             used = [use for c in fresh if (use := _key_use(c, batch.results[c.key])) is not None]
             if used:
-                entries_of = await self._appender.append(tx, book, used)
-        return await self._answers(tx, batch, entries_of)
+                appended = await self._appender.append(tx, book, used)
+        return await self._answers(tx, batch, appended)
 
-    async def _find_keys(self, tx: Transaction, batch: _Batch) -> None:
-        corrected = {
+    async def _find_keys(self, tx: Transaction, batch: Batch) -> None:
+        replaced = {
             command.key._replace(source_reference=command.unit.corrects)
             for command in batch.commands
             if isinstance(command, UsageCommand) and command.unit.corrects
         }
-        wanted = {command.key for command in batch.commands} | corrected
-        batch.stored = await keys.find(tx, wanted)
+        corrections = [c for c in batch.commands if isinstance(c, CorrectionCommand)]
+        corrected_keys = {
+            Key(c.entry.tenant_id, c.entry.source_system, c.entry.source_reference)
+            for c in corrections
+        }
+        await keys.lock_corrected(tx, replaced | corrected_keys)
+        batch.stored = await keys.find(tx, {c.key for c in batch.commands} | replaced)
         places = {
             key: (key.tenant_id, batch.stored[key].sequence or 0)
-            for key in corrected
+            for key in replaced
             if key in batch.stored
         }
         charges = await entries.charges_at(tx, list(places.values()))
         batch.originals = {key: charges[place] for key, place in places.items()}
+        batch.given_back = await entries.corrected(
+            tx, [(c.entry.tenant_id, c.entry.sequence) for c in corrections]
+        )
 
-    async def _open_book(self, tx: Transaction, batch: _Batch, fresh: list[Command]) -> Book:
+    async def _open_book(self, tx: Transaction, batch: Batch, fresh: list[Command]) -> Book:
         """Lock what the commands touch: balances first, holds after them, the log's heads last."""
         touched: dict[tuple[str, str], Account] = {}
-        runs: set[tuple[str, str]] = set()
+        wanted: set[tuple[str, str]] = set()
         for command in fresh:
             for account in command.accounts():
                 if not account.kind.is_system:
                     touched[account.tenant_id, account.account_id] = account
-            if isinstance(command, UsageCommand) and command.unit.run_id:
-                runs.add((command.key.tenant_id, command.unit.run_id))
+            if isinstance(command, HoldCommand):
+                wanted.add((command.key.tenant_id, command.hold_id))
+            elif isinstance(command, UsageCommand) and command.unit.run_id:
+                wanted.add((command.key.tenant_id, command.unit.run_id))
         for charge in batch.originals.values():
             place = (charge.entry.tenant_id, charge.entry.debit_account_id)
             if place not in touched:
@@ -122,24 +114,39 @@ class Poster:
             Position(account, balances[place].balance, balances[place].held or 0)
             for place, account in touched.items()
         ]
-        return Book(positions, await holds.lock(tx, runs), batch.originals)
+        return Book(positions, await holds.lock(tx, wanted), batch.originals)
 
-    async def _apply(
-        self, tx: Transaction, book: Book, batch: _Batch, fresh: list[Command]
-    ) -> None:
+    async def _apply(self, tx: Transaction, book: Book, batch: Batch, fresh: list[Command]) -> None:
         tenants = {c.key.tenant_id for c in fresh if isinstance(c, UsageCommand)}
         epochs = await log.price_epochs(tx, tenants) if tenants else {}
         for command in fresh:
             try:
-                if isinstance(command, TransferCommand):
-                    drafts = [book.transfer(command)]
-                else:
-                    price = await self._price(tx, command, epochs[command.key.tenant_id])
-                    drafts = book.record(command.unit, price)
+                drafts = await self._apply_one(tx, book, batch, command, epochs)
             except (ServiceError, UnitRejectedError) as refusal:
                 batch.results[command.key] = refusal
             else:
                 batch.results[command.key] = drafts
+
+    async def _apply_one(
+        self,
+        tx: Transaction,
+        book: Book,
+        batch: Batch,
+        command: Command,
+        epochs: dict[str, int],
+    ) -> list[Draft]:
+        match command:
+            case TransferCommand():
+                return [book.transfer(command)]
+            case HoldCommand():
+                return apply_hold(book, command)
+            case CorrectionCommand():
+                place = (command.entry.tenant_id, command.entry.sequence)
+                _, given_back = batch.given_back.get(place, (0, 0))
+                return [book.correct(command, given_back)]
+            case UsageCommand():
+                price = await self._price(tx, command, epochs[command.key.tenant_id])
+                return book.record(command.unit, price)
 
     async def _price(self, tx: Transaction, command: UsageCommand, epoch: int) -> Price:
         unit, asset = command.unit, command.account.asset
@@ -147,67 +154,35 @@ class Poster:
         card = await self._prices.in_force(tx, command.key.tenant_id, epoch, asset, unit.occur_time)
         return price_unit(unit, asset, card)
 
-    async def _answers(
-        self, tx: Transaction, batch: _Batch, sealed: dict[int, Entry]
-    ) -> list[Outcome]:
-        known = [
+    async def _answers(self, tx: Transaction, batch: Batch, appended: Appended) -> list[Outcome]:
+        places = [
             (key.tenant_id, stored.sequence)
             for key, stored in batch.stored.items()
             if stored.sequence is not None
         ]
-        charges = await entries.charges_at(tx, known)
+        charges = await entries.charges_at(tx, places)
         answered: set[Key] = set()
         answers: list[Outcome] = []
         for command in batch.commands:
             stored = batch.stored.get(command.key)
-            if stored is not None:
-                place = (command.key.tenant_id, stored.sequence or 0)
-                answers.append(_replay(command, stored, charges.get(place)))
-            else:
-                answers.append(_answer(command, batch, sealed, command.key in answered))
+            if stored is None:
+                answers.append(answer(command, batch, appended, command.key in answered))
                 answered.add(command.key)
+                continue
+            hold = None
+            if isinstance(command, HoldCommand) and stored.subject_id is not None:
+                hold = await holds.read(tx, command.key.tenant_id, stored.subject_id)
+            place = (command.key.tenant_id, stored.sequence or 0)
+            answers.append(replay(command, stored, charges.get(place), hold))
         return answers
 
 
-def _key_use(
-    command: Command, result: list[Draft] | ServiceError | UnitRejectedError
-) -> KeyUse | None:
+def _key_use(command: Command, result: Result) -> KeyUse | None:
     """Return how the command's key is stored: a rejected unit's stays free."""
     if isinstance(result, UnitRejectedError):
         return None
+    use = KeyUse(command.key, command.payload_hash)
     if isinstance(result, ServiceError):
-        return KeyUse(command.key, command.payload_hash, refusal=keys.pack_refusal(result))
-    return KeyUse(command.key, command.payload_hash, draft=result[0])
-
-
-def _replay(command: Command, stored: StoredKey, charge: Charge | None) -> Outcome:
-    """Answer a command whose key was used before this batch."""
-    same = stored.payload_hash == command.payload_hash
-    if isinstance(command, UsageCommand):
-        if not same:
-            return UsageOutcome(UsageResult.CONFLICT)
-        return UsageOutcome(UsageResult.EXISTS, charge)
-    if not same:
-        return reused_request_id(command.key.source_reference)
-    if charge is None:
-        return stored.refused() or reused_request_id(command.key.source_reference)
-    return charge.entry
-
-
-def _answer(command: Command, batch: _Batch, sealed: dict[int, Entry], is_repeat: bool) -> Outcome:
-    """Answer a command of this batch; a repeat is a later one with the key of an earlier."""
-    result = batch.results[command.key]
-    same = batch.first[command.key].payload_hash == command.payload_hash
-    if isinstance(command, UsageCommand):
-        if isinstance(result, UnitRejectedError):
-            return UsageOutcome(UsageResult.REJECTED, violations=(result.violation,))
-        if not same or isinstance(result, ServiceError):
-            return UsageOutcome(UsageResult.CONFLICT)
-        charge = Charge(sealed[id(result[0])], sealed[id(result[1])] if result[1:] else None)
-        return UsageOutcome(UsageResult.EXISTS if is_repeat else UsageResult.CREATED, charge)
-    if not same:
-        return reused_request_id(command.key.source_reference)
-    if isinstance(result, ServiceError):
-        return result
-    assert not isinstance(result, UnitRejectedError)
-    return sealed[id(result[0])]
+        return replace(use, refusal=keys.pack_refusal(result))
+    subject_id = command.hold_id if isinstance(command, HoldCommand) else None
+    return replace(use, draft=result[0] if result else None, subject_id=subject_id)

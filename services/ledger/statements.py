@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from services.ledger.commands import Charge
 from services.ledger.entries import Entry
-from services.ledger.store import entries, log, read_one_snapshot, runs
+from services.ledger.run_close import RunClose, compare
+from services.ledger.store import closes, entries, log, read_one_snapshot, runs
 from services.ledger.store.runs import RunCounts, RunTotal
 from services.runtime.database import Database
 
@@ -19,6 +20,7 @@ class RunStatement:
     charges: list[Charge]
     totals: list[RunTotal]
     counts: RunCounts
+    close: RunClose | None
     tree_size: int
 
 
@@ -33,11 +35,14 @@ class Statements:
         async with self._database.raw_tenant(tenant_id) as tx:
             await read_one_snapshot(tx)
             tree_size, _ = await log.read_head(tx, tenant_id)
+            counts = await runs.counts(tx, tenant_id, run_id)
+            close = await closes.latest(tx, tenant_id, run_id)
             return RunStatement(
                 run_id,
                 await runs.charges(tx, tenant_id, run_id, after, limit),
                 await runs.totals(tx, tenant_id, run_id),
-                await runs.counts(tx, tenant_id, run_id),
+                counts,
+                None if close is None else compare(close, counts),
                 tree_size,
             )
 

@@ -9,6 +9,7 @@ from services.ledger.commands import REQUEST_SYSTEM, Charge, UsageOutcome
 from services.ledger.convert.scalars import amount, timestamp
 from services.ledger.convert.usage import unit_message
 from services.ledger.entries import Entry
+from services.ledger.run_close import RunClose
 from services.ledger.statements import RunStatement
 from services.ledger.store.runs import RunTotal
 
@@ -81,6 +82,7 @@ def run_statement(statement: RunStatement) -> statement_pb2.RunStatement:
     """Return the message of a run's statement."""
     counts = statement.counts
     return statement_pb2.RunStatement(
+        close=None if statement.close is None else run_close(statement.close),
         run_id=statement.run_id,
         charges=[charge(each, with_unit=True) for each in statement.charges],
         totals=[_total(each) for each in statement.totals],
@@ -90,6 +92,18 @@ def run_statement(statement: RunStatement) -> statement_pb2.RunStatement:
         rework_unit_count=counts.rework,
         units_digest=counts.digest,
         tree_size=statement.tree_size,
+    )
+
+
+def run_close(close: RunClose) -> statement_pb2.RunClose:
+    """Return the message of a run's close."""
+    return statement_pb2.RunClose(
+        run_id=close.run_id,
+        version=close.version,
+        unit_count=close.unit_count,
+        units_digest=close.units_digest,
+        state=statement_pb2.RunCloseState.ValueType(close.state),
+        close_time=timestamp(close.close_time),
     )
 
 

@@ -7,6 +7,11 @@ import asyncpg
 #: What a use case opens and hands to the store: one PostgreSQL transaction.
 Transaction: TypeAlias = asyncpg.Connection
 
+
+class RaceLostError(Exception):
+    """Raised when another process committed what this batch was about to write: post it again."""
+
+
 _ONE_SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 
 

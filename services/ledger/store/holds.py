@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from services.ledger.holds import Hold, HoldState
-from services.ledger.store import Transaction
+from services.ledger.store import RaceLostError, Transaction
 
 _LOCK = """
 SELECT h.* FROM holds AS h
@@ -25,7 +25,15 @@ ON CONFLICT (tenant_id, hold_id) DO UPDATE
 SET epoch = excluded.epoch, state = excluded.state, remaining = excluded.remaining,
     spent = excluded.spent, unsettled = excluded.unsettled, expire_time = excluded.expire_time,
     update_time = excluded.update_time
+WHERE holds.account_id = excluded.account_id
 RETURNING *
+"""
+
+_READ = "SELECT * FROM holds WHERE tenant_id = $1 AND hold_id = $2"
+
+# As the jobs role, over all tenants.
+_DUE = """
+SELECT * FROM holds WHERE state = 1 AND expire_time <= cogni_now() ORDER BY expire_time LIMIT $1
 """
 
 
@@ -38,7 +46,10 @@ async def lock(tx: Transaction, wanted: Collection[tuple[str, str]]) -> list[Hol
 
 
 async def write(tx: Transaction, holds: Collection[Hold]) -> dict[tuple[str, str], Hold]:
-    """Store holds as they are now, new ones too; return them with their times."""
+    """Store holds as they are now, new ones too; return them with their times.
+
+    Raises RaceLostError when a hold that is new here was placed on another account meanwhile.
+    """
     if not holds:
         return {}
     ordered = sorted(holds, key=lambda hold: (hold.tenant_id, hold.hold_id))
@@ -55,7 +66,20 @@ async def write(tx: Transaction, holds: Collection[Hold]) -> dict[tuple[str, str
         [h.unsettled for h in ordered],
         [h.expire_time for h in ordered],
     )
+    if len(rows) < len(ordered):
+        raise RaceLostError
     return {(row["tenant_id"], str(row["hold_id"])): hold_of(row) for row in rows}
+
+
+async def read(tx: Transaction, tenant_id: str, hold_id: str) -> Hold | None:
+    """Return one hold as it is now."""
+    row = await tx.fetchrow(_READ, tenant_id, hold_id)
+    return None if row is None else hold_of(row)
+
+
+async def due(tx: Transaction, limit: int) -> list[Hold]:
+    """Return up to `limit` holds of any tenant whose time is over."""
+    return [hold_of(row) for row in await tx.fetch(_DUE, limit)]
 
 
 def hold_of(row: Any) -> Hold:

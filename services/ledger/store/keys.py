@@ -18,6 +18,14 @@ FROM unnest($1::text[], $2::text[], $3::text[]) AS w (tenant_id, source_system, 
 JOIN keys AS k USING (tenant_id, source_system, source_reference)
 """
 
+# Hashes may collide: then two corrections that have nothing to do with each other take turns.
+_LOCK_CORRECTED = """
+SELECT pg_advisory_xact_lock(hash) FROM (
+    SELECT DISTINCT hashtextextended(name, 0) AS hash FROM unnest($1::text[]) AS n (name)
+    ORDER BY hash
+) AS sorted
+"""
+
 _CLAIM = """
 INSERT INTO keys (tenant_id, source_system, source_reference, payload_hash, subject_id)
 VALUES ($1, $2, $3, $4, $5)
@@ -47,6 +55,12 @@ async def find(tx: Transaction, keys: Collection[Key]) -> dict[Key, StoredKey]:
     tenants, systems, references = zip(*keys, strict=True)
     rows = await tx.fetch(_FIND, tenants, systems, references)
     return {Key(*row[:3]): StoredKey(row[3], row[4], _text(row[5]), row[6]) for row in rows}
+
+
+async def lock_corrected(tx: Transaction, keys: Collection[Key]) -> None:
+    """Let corrections of the same entries take turns. Before any other lock."""
+    if keys:
+        await tx.execute(_LOCK_CORRECTED, [" ".join(key) for key in keys])
 
 
 async def claim(

@@ -11,7 +11,7 @@ import asyncpg
 
 from services.ledger.entries import Draft, Entry
 from services.ledger.merkle import Node
-from services.ledger.store import Transaction
+from services.ledger.store import RaceLostError, Transaction
 from services.ledger.units import Key
 
 #: Notified once per batch with the tenants whose logs grew, separated by commas.
@@ -71,10 +71,6 @@ WITH new_entries AS (
 )
 SELECT pg_notify($44, $45)
 """
-
-
-class DuplicateKeyError(Exception):
-    """Raised when another process committed one of the batch's keys meanwhile: post it again."""
 
 
 @dataclass(slots=True)
@@ -154,7 +150,7 @@ async def carry(tx: Transaction, tenant_id: str, account_id: str, remainder: Dec
 
 
 async def write(tx: Transaction, appendix: Appendix) -> None:
-    """Write a batch; raises DuplicateKeyError, after which the transaction is of no more use."""
+    """Write a batch; raises RaceLostError, after which the transaction is of no more use."""
     # Sorted, so that two processes that write the same refused keys wait and do not deadlock.
     keys = sorted(appendix.keys, key=lambda use: use.key)
     moved = sorted(appendix.movements.items())
@@ -189,7 +185,7 @@ async def write(tx: Transaction, appendix: Appendix) -> None:
             _notification(tenant_id for tenant_id, _ in heads),
         )
     except asyncpg.UniqueViolationError as error:
-        raise DuplicateKeyError from error
+        raise RaceLostError from error
 
 
 def _entry_columns(entries: list[Entry]) -> list[list[object]]:
