@@ -65,7 +65,8 @@ class Database:
 
         Commits when the block ends, rolls back when it raises. Raises ServiceError UNAVAILABLE
         when no connection can be had, the connection is lost (a commit under way may then have
-        happened), or a lock or statement runs out of time.
+        happened), or a lock or statement runs out of time; NothingCommittedError when the block
+        swallowed a statement's failure.
         """
         return self._transaction(self._app, _bound(tenant_ids))
 
@@ -76,7 +77,8 @@ class Database:
     def raw_tenant(self, *tenant_ids: str) -> AbstractAsyncContextManager[asyncpg.Connection]:
         """Open a transaction as `tenant` does, giving the asyncpg connection for a hot path.
 
-        It has a pool of its own. json and jsonb are text on it.
+        It has a pool of its own. json and jsonb are text on it; a savepoint is made with a
+        SAVEPOINT statement, since asyncpg does not know of the transaction.
         """
         return self._raw_transaction(self._app, _bound(tenant_ids))
 

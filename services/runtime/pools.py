@@ -49,6 +49,33 @@ class DatabaseLimits:
         )
 
 
+class NothingCommittedError(Exception):
+    """Raised when code swallowed a failed statement and went on to commit."""
+
+
+class _StrictConnection(asyncpg.Connection):  # type: ignore[misc]
+    """A connection that does not take a rollback for a commit.
+
+    PostgreSQL answers the COMMIT of a failed transaction with ROLLBACK and no error, and neither
+    asyncpg nor SQLAlchemy looks.
+    """
+
+    # The signature is asyncpg's.
+    async def execute(
+        self,
+        query: str,
+        *args: Any,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> str:
+        status: str = await super().execute(query, *args, timeout=timeout)
+        if status == "ROLLBACK" and query.startswith("COMMIT"):
+            raise NothingCommittedError(
+                "a statement of this transaction failed before, so nothing was committed; "
+                "use a savepoint around a statement that may fail"
+            )
+        return status
+
+
 def plain_dsn(url: str) -> str:
     """Return a libpq URL for `url`, which may name SQLAlchemy's driver."""
     return url.replace("postgresql+asyncpg://", "postgresql://", 1)
@@ -87,6 +114,7 @@ class RolePools:
         self._limits = limits
         self._options: dict[str, Any] = {
             "dsn": dsn,
+            "connection_class": _StrictConnection,
             "timeout": limits.connect.total_seconds(),
             "command_timeout": limits.statement.total_seconds() + _ANSWER_GRACE_SECONDS,
             "server_settings": server_settings(schema, role, application_name, limits),

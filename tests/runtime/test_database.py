@@ -1,16 +1,18 @@
 """The transactions of Database: who they are, what they see, and how they end."""
 
 import asyncio
+import contextlib
 from datetime import timedelta
 
 import asyncpg
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from services.runtime.database import Database
 from services.runtime.errors import ErrorKind, ServiceError
 from services.runtime.failures import DatabaseUnusableError
-from services.runtime.pools import DatabaseLimits
+from services.runtime.pools import DatabaseLimits, NothingCommittedError
 from services.runtime.settings.groups import DatabaseSettings
 from services.standalone.ports import free_port
 
@@ -276,6 +278,35 @@ async def test_a_broken_rule_of_the_schema_passes_through(db):
     with pytest.raises(asyncpg.NotNullViolationError):
         await insert_null(db.raw_tenant("t1"), str)
     assert await count(db) == 0
+
+
+async def test_a_commit_after_a_swallowed_failure_is_no_commit(db):
+    async def swallow(transaction, wrap):
+        async with transaction as tx:
+            await tx.execute(wrap("INSERT INTO notes (tenant_id, text) VALUES ('t1', 'lost')"))
+            with contextlib.suppress(asyncpg.DivisionByZeroError, DBAPIError):
+                await tx.execute(wrap("SELECT 1 / 0"))
+
+    for transaction, wrap in ((db.tenant("t1"), text), (db.raw_tenant("t1"), str)):
+        with pytest.raises(NothingCommittedError, match="use a savepoint"):
+            await swallow(transaction, wrap)
+    assert await count(db) == 0
+
+
+async def test_a_savepoint_keeps_the_rest_of_the_transaction(db):
+    async with db.tenant("t1") as tx:
+        await tx.execute(text("INSERT INTO notes (tenant_id, text) VALUES ('t1', 'kept')"))
+        with pytest.raises(DBAPIError):
+            async with tx.begin_nested():
+                await tx.execute(text("SELECT 1 / 0"))
+    async with db.raw_tenant("t1") as tx:
+        await tx.execute("INSERT INTO notes (tenant_id, text) VALUES ('t1', 'kept')")
+        await tx.execute("SAVEPOINT before")
+        with pytest.raises(asyncpg.DivisionByZeroError):
+            await tx.execute("SELECT 1 / 0")
+        await tx.execute("ROLLBACK TO before")
+
+    assert await count(db) == 2
 
 
 async def test_the_clock_moves_inside_a_transaction_and_stands_within_a_statement(db):
