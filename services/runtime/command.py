@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import functools
+import importlib
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -49,7 +49,7 @@ class Process(Generic[AnySettings]):
 
 
 #: Opens what the service stands on, yields what it serves, closes again. A module-level function:
-#: each spawned process imports it anew.
+#: each spawned process imports it by its name.
 Compose = Callable[[Process[Settings]], AbstractAsyncContextManager[Application]]
 
 
@@ -63,7 +63,7 @@ def service_command(
     """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     service = settings_class.service
-    main = functools.partial(_serve, settings_class, compose, package)
+    main = _Main(settings_class, compose, package)
 
     @app.callback(invoke_without_command=True)
     def serve_by_default(context: typer.Context) -> None:
@@ -100,23 +100,53 @@ def service_command(
     return app
 
 
-async def _serve(
-    settings_class: type[Settings], compose: Compose[Settings], package: str, listen: Listen
-) -> None:
-    settings = load_or_exit(settings_class)
-    url = settings.database_url.get_secret_value()
-    async with _process(settings) as process:
-        verifier = TokenVerifier.from_settings(settings, settings_class.service)
-        await check_migrated(url, settings_class.service, package)
-        async with compose(process) as application:
-            await serve(
-                application,
-                settings,
-                listen,
-                verifier=verifier,
-                telemetry=process.telemetry,
-                drain=process.drain,
-            )
+class _Main:
+    """The server's main: what each process runs, whichever module its parts were defined in."""
+
+    def __init__(
+        self, settings_class: type[Any], compose: Callable[..., Any], package: str
+    ) -> None:
+        self._settings_class = settings_class
+        self._compose = compose
+        self._package = package
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A spawned process does not run `python -m services.x` again, so what its __main__
+        # defines cannot be pickled as "__main__.compose": it is found by the module's own name.
+        return _load_main, (_name(self._settings_class), _name(self._compose), self._package)
+
+    async def __call__(self, listen: Listen) -> None:
+        """Serves at `listen` until the process is told to stop."""
+        settings = load_or_exit(self._settings_class)
+        service, url = settings.service, settings.database_url.get_secret_value()
+        async with _process(settings) as process:
+            verifier = TokenVerifier.from_settings(settings, service)
+            await check_migrated(url, service, self._package)
+            async with self._compose(process) as application:
+                await serve(
+                    application,
+                    settings,
+                    listen,
+                    verifier=verifier,
+                    telemetry=process.telemetry,
+                    drain=process.drain,
+                )
+
+
+def _name(thing: Any) -> tuple[str, str]:
+    module = thing.__module__
+    if module == "__main__":
+        spec = sys.modules[module].__spec__
+        module = spec.name if spec is not None else module
+    return module, thing.__qualname__
+
+
+def _load_main(settings_class: tuple[str, str], compose: tuple[str, str], package: str) -> _Main:
+    return _Main(_find(settings_class), _find(compose), package)
+
+
+def _find(name: tuple[str, str]) -> Any:
+    return getattr(importlib.import_module(name[0]), name[1])
 
 
 def run_process(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -114,9 +115,10 @@ async def start(identities: Identities, database: DatabaseFactory) -> AsyncItera
     starter = Starter(identities, await database("notes", "tests.runtime.migrated"))
     yield starter
     for each in starter.started:
-        if each.process.returncode is None:
+        # The group, since a killed parent leaves children that hold its pipes open.
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(each.process.pid, signal.SIGKILL)
-            await each.process.wait()
+        await each.process.communicate()
 
 
 async def is_gone(pid: int) -> None:
