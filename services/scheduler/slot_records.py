@@ -117,4 +117,4 @@ class SlotRecord:
 
 def retry_pause(attempts: int) -> timedelta:
     """How long a start rests after its attempts-th failure (counted from 1)."""
-    return min(RETRY_FIRST * 2 ** min(attempts - 1, 10), RETRY_MAX)
+    return min(RETRY_FIRST * (1 << min(attempts - 1, 10)), RETRY_MAX)

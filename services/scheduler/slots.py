@@ -26,7 +26,7 @@ _DAY = timedelta(days=1)
 _WINDOW_MAX = timedelta(days=7)
 _WINDOW_SLOTS = 32
 # Excluded candidates that one search looks at before it gives the schedule up as empty.
-_EXCLUDED_MAX = 600_000
+_EXCLUDED_MAX = 200_000
 _END_OF_TIME = datetime(9000, 1, 1, tzinfo=UTC)
 
 
@@ -236,8 +236,8 @@ class _Union:
 class _Excluder:
     def __init__(self, exclusion: Exclusion, zone: ZoneInfo) -> None:
         self._window = exclusion.window
-        self._rule = exclusion.rule
         self._pattern = exclusion.rule.excluding() if exclusion.rule else None
+        self._whole_days = exclusion.rule is not None and exclusion.rule.whole_days
         self._zone = zone
 
     def until(self, instant: datetime) -> datetime | None:
@@ -246,11 +246,10 @@ class _Excluder:
             inside = self._window.start_time <= instant < self._window.end_time
             return self._window.end_time if inside else None
         assert self._pattern is not None
-        assert self._rule is not None
         wall = instant.astimezone(self._zone).replace(tzinfo=None)
         if not self._pattern.matches(wall):
             return None
-        if not self._rule.whole_days:
+        if not self._whole_days:
             return instant
         return self._next_midnight(wall.date() + _DAY)
 

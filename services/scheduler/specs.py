@@ -80,7 +80,7 @@ class CalendarRule:
     @property
     def whole_days(self) -> bool:
         """Whether, as an exclusion, it removes whole days."""
-        return not (self.hours or self.minutes or self.seconds)
+        return self.excluding().times_per_day == 86_400
 
 
 def _numbers(ranges: tuple[IntRange, ...]) -> frozenset[int]:

@@ -1,0 +1,1 @@
+"""Other services, behind the protocols the use cases speak."""

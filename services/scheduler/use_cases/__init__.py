@@ -1,0 +1,1 @@
+"""What each RPC and each background job does: a transaction around rules."""
