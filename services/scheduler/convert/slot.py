@@ -56,3 +56,13 @@ def origins_from_proto(numbers: Iterable[int]) -> tuple[SlotOrigin, ...]:
     """The origins that a list asks for."""
     members = (enum_member(pb.SlotOrigin, "SLOT_ORIGIN", number, SlotOrigin) for number in numbers)
     return tuple(member for member in members if member is not None)
+
+
+def place_to_text(slot: SlotRecord) -> str:
+    """A slot's place in a list, as a page token holds it."""
+    return slot.key.scheduled_time.isoformat()
+
+
+def place_from_text(text: str) -> datetime:
+    """The place inside a page token of ours."""
+    return datetime.fromisoformat(text)
