@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,6 +14,7 @@ from services.runtime.broker import make_broker
 from services.runtime.channels import service_channel
 from services.runtime.command import Process
 from services.runtime.database import Database
+from services.runtime.drain import Drain
 from services.runtime.health import Health
 from services.runtime.hints import HintSender
 from services.runtime.listen import Listener
@@ -105,31 +106,43 @@ async def compose(process: Process[ServerProcessSettings]) -> AsyncIterator[Appl
         on = await stack.enter_async_context(standing(process.settings, "server"))
         relay = await stack.enter_async_context(relaying(on, process.settings))
         listener = Listener(on.database.url, application_name="cogni-scheduler-server")
-        servicer = SchedulerServicer(  # type: ignore[abstract]  # the runtime answers the rest
-            UseCases(
-                Schedules(on.database, on.executor),
-                ManualTriggers(on.database, relay.kick),
-                Foretelling(on.database),
-                SlotReading(on.database, listener, process.drain),
-            )
+        loops: dict[str, BackgroundLoop] = {"relay": relay.run, "listener": listener.run}
+        yield application(on, relay.kick, listener, process.drain, loops)
+
+
+def application(
+    on: Standing,
+    kick: Callable[[], None],
+    listener: Listener,
+    drain: Drain,
+    loops: Mapping[str, BackgroundLoop],
+) -> Application:
+    """What the gRPC server serves."""
+    servicer = SchedulerServicer(  # type: ignore[abstract]  # the runtime answers the rest
+        UseCases(
+            Schedules(on.database, on.executor),
+            ManualTriggers(on.database, kick),
+            Foretelling(on.database),
+            SlotReading(on.database, listener, drain),
         )
-        yield Application(
-            registrations=(
-                Registration(
-                    scheduler_service_pb2_grpc.add_SchedulerServiceServicer_to_server,
-                    servicer,
-                    "cogni.scheduler.v1.SchedulerService",
-                ),
-                Registration(
-                    trigger_service_pb2_grpc.add_TriggerServiceServicer_to_server,
-                    TriggerServicer(),  # type: ignore[abstract]
-                    "cogni.scheduler.v1.TriggerService",
-                ),
+    )
+    return Application(
+        registrations=(
+            Registration(
+                scheduler_service_pb2_grpc.add_SchedulerServiceServicer_to_server,
+                servicer,
+                "cogni.scheduler.v1.SchedulerService",
             ),
-            access=ACCESS,
-            rules=RULES,
-            loops={"relay": relay.run, "listener": listener.run},
-        )
+            Registration(
+                trigger_service_pb2_grpc.add_TriggerServiceServicer_to_server,
+                TriggerServicer(),  # type: ignore[abstract]
+                "cogni.scheduler.v1.TriggerService",
+            ),
+        ),
+        access=ACCESS,
+        rules=RULES,
+        loops=loops,
+    )
 
 
 def clock_loops(on: Standing, relay: Relay, listener: Listener) -> dict[str, BackgroundLoop]:

@@ -110,8 +110,11 @@ class ExecutorClient:
     async def watch_runs(self, cursor: str) -> AsyncIterator[RunBatch]:
         """Changes of every tenant's runs that slots started; raises CursorLostError."""
         request = executor_service_pb2.WatchRunsRequest(cursor=cursor)
-        with _refusals(), acting_for(ALL_TENANTS):
-            async for answer in self._runs.WatchRuns(request):
+        with _refusals():
+            # Only the call itself: a generator that yields inside would leak who acts.
+            with acting_for(ALL_TENANTS):
+                answers = self._runs.WatchRuns(request)
+            async for answer in answers:
                 changes = tuple(_run_change(each) for each in answer.changes if _of_slot(each))
                 watermark = _watermark(answer.watermark_time)
                 yield RunBatch(changes, answer.cursor, watermark)
@@ -119,8 +122,10 @@ class ExecutorClient:
     async def watch_grants(self, cursor: str) -> AsyncIterator[GrantBatch]:
         """Changes of every tenant's grants; raises CursorLostError."""
         request = grant_service_pb2.WatchGrantsRequest(cursor=cursor)
-        with _refusals(), acting_for(ALL_TENANTS):
-            async for answer in self._grants.WatchGrants(request):
+        with _refusals():
+            with acting_for(ALL_TENANTS):
+                answers = self._grants.WatchGrants(request)
+            async for answer in answers:
                 changes = tuple(_grant_change(each) for each in answer.changes)
                 watermark = _watermark(answer.watermark_time)
                 yield GrantBatch(changes, answer.cursor, watermark)

@@ -24,17 +24,17 @@ from services.scheduler.schedules import (
 from services.scheduler.store.rows import run_json, schedule_of, spec_json
 
 _COLUMNS = """
-    s.schedule_id, s.tenant_id, s.display_name, s.description, s.labels, s.spec, t.template,
+    s.schedule_id, s.tenant_id, s.display_name, s.description,
+    CAST(s.labels AS text) AS labels, CAST(s.spec AS text) AS spec,
+    CAST(t.template AS text) AS template,
     s.overlap_policy, s.catch_up_mode, s.catch_up_window, s.catch_up_max_count, s.catch_up_once,
     s.remaining_actions, s.pause_on_failure, s.state, s.state_reason, s.state_note, s.state_time,
     s.position_time, s.next_slot_time, s.next_fire_time, s.last_slot_time, s.pause_time,
     s.unpause_time, s.tzdata_version, s.started_count, s.skipped_count, s.missed_count,
     s.failed_count, s.buffered_count, s.creator, s.create_time, s.update_time, s.revision
 """
-_FROM = "FROM schedules s JOIN run_templates t USING (tenant_id, run_digest)"
-# The digest has another name in the template's table.
-_FROM = _FROM.replace(
-    "USING (tenant_id, run_digest)", "ON t.tenant_id = s.tenant_id AND t.digest = s.run_digest"
+_FROM = (
+    "FROM schedules s JOIN run_templates t ON t.tenant_id = s.tenant_id AND t.digest = s.run_digest"
 )
 _SELECT = f"SELECT {_COLUMNS} {_FROM}"
 

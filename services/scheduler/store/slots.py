@@ -124,7 +124,7 @@ async def template_of(tx: AsyncConnection, key: SlotKey) -> RunTemplate:
     document = (
         await tx.execute(
             text(
-                "SELECT t.template FROM slots s JOIN run_templates t "
+                "SELECT CAST(t.template AS text) FROM slots s JOIN run_templates t "
                 "ON t.tenant_id = s.tenant_id AND t.digest = s.run_digest "
                 "WHERE s.schedule_id = :schedule_id AND s.scheduled_time = :scheduled_time"
             ),

@@ -1,5 +1,7 @@
 """Lays the tables of schedules, their permanent slots, and the streams that feed overlap."""
 
+import re
+
 from alembic import op
 
 from services.runtime.migrations import (
@@ -215,10 +217,10 @@ CREATE TABLE watched_grants (
 def upgrade() -> None:
     """Create everything."""
     create_now_function()
-    op.execute(_SCHEDULES)
-    op.execute(_SLOTS)
-    op.execute(_NOTE_CHANGES)
-    op.execute(_STREAMS)
+    for script in (_SCHEDULES, _SLOTS, _NOTE_CHANGES, _STREAMS):
+        # The driver takes one statement at a time.
+        for statement in re.split(r";\s*(?=CREATE)", script):
+            op.execute(statement)
     create_outbox()
     for table, privileges in (
         ("run_templates", "SELECT, INSERT"),
