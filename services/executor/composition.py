@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -147,17 +146,11 @@ async def compose(process: Process[ExecutorSettings]) -> AsyncIterator[Applicati
 
 def open_database(settings: ExecutorSettings) -> Database:
     """Return the Executor's database as the settings describe it."""
-    limits = DatabaseLimits(
-        raw_connections_max=settings.database_pool_size,
-        statement=timedelta(seconds=settings.database_statement_timeout_seconds),
-        lock=timedelta(seconds=settings.database_lock_timeout_seconds),
-        idle_in_transaction=timedelta(seconds=settings.database_idle_timeout_seconds),
-    )
     return Database.open(
         settings.database_url.get_secret_value(),
         "executor",
         application_name="cogni-executor",
-        limits=limits,
+        limits=DatabaseLimits.of(settings),
     )
 
 

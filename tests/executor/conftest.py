@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -35,6 +35,7 @@ from services.runtime.drain import Drain
 from services.runtime.ids import new_id
 from services.runtime.listen import Listener
 from services.runtime.outbox import Entry
+from services.runtime.server import Application
 from services.runtime.settings import TelemetrySettings
 from services.runtime.telemetry import start_telemetry
 from tests.databases import DatabaseFactory
@@ -68,6 +69,7 @@ class World:
 
     database: Database
     served: Served
+    application: Application
     identities: Identities
     ledger: RecordingLedger
     drain: Drain
@@ -184,12 +186,29 @@ def start_request(grant_id: str, **changes: Any) -> pb.StartRunRequest:
     return pb.StartRunRequest(**fields)
 
 
+#: The loops without which nothing is streamed; the others act by themselves.
+QUIET_LOOPS = frozenset({"listener", "tail"})
+
+
 @pytest.fixture
 async def world(
     database: DatabaseFactory, serve_service: ServeService, identities: Identities
 ) -> World:
-    """A running Executor that knows the graph, without loops that act by themselves."""
-    db = await database("executor")
+    """A running Executor that knows the graph, with all its loops."""
+    return await _world(await database("executor"), serve_service, identities, loops=None)
+
+
+@pytest.fixture
+async def quiet_world(
+    database: DatabaseFactory, serve_service: ServeService, identities: Identities
+) -> World:
+    """A running Executor that does nothing by itself: the test does what the loops would."""
+    return await _world(await database("executor"), serve_service, identities, loops=QUIET_LOOPS)
+
+
+async def _world(
+    db: Database, serve_service: ServeService, identities: Identities, loops: frozenset[str] | None
+) -> World:
     await publish(db, Graph(GRAPH, "r1"))
     drain, ledger = Drain(), RecordingLedger()
     hints: asyncio.Queue[str] = asyncio.Queue()
@@ -218,10 +237,11 @@ async def world(
         watch_streams_max=20,
         change_streams_max=5,
     )
-    served = await serve_service(
-        "executor", application(around, start_telemetry(TelemetrySettings(), "tests")), drain=drain
-    )
-    return World(db, served, identities, ledger, drain, hints, revocations)
+    whole = application(around, start_telemetry(TelemetrySettings(), "tests"))
+    kept = {name: loop for name, loop in whole.loops.items() if loops is None or name in loops}
+    served_application = replace(whole, loops=kept)
+    served = await serve_service("executor", served_application, drain=drain)
+    return World(db, served, served_application, identities, ledger, drain, hints, revocations)
 
 
 async def publish(db: Database, *published: Graph, tenant_id: str = EVERY_TENANT) -> None:
