@@ -6,7 +6,7 @@ looks by itself, once per poll.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -78,7 +78,7 @@ class Listener:
         self._changed = asyncio.Event()
         self.listening = asyncio.Event()
 
-    async def wakeups(self, channel: str, *, poll_seconds: float = 1.0) -> AsyncIterator[Wakeup]:
+    async def wakeups(self, channel: str, *, poll_seconds: float = 1.0) -> AsyncGenerator[Wakeup]:
         """Yield at once, then whenever the channel is notified, and every `poll_seconds`.
 
         Notifications that come while the loop works are one wakeup together.

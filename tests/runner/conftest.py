@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from services.executor.runner.catalogue import Catalogue
 from services.executor.runner.journal import Journal
 from services.runtime.database import Database
 from tests.conftest import DatabaseFactory
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from fleet import Fleet
+from tests.runner.fleet import Fleet
+from tests.runner.running import write_project
 
 
 @pytest.fixture
@@ -35,3 +35,21 @@ async def journal(executor_database: Database) -> AsyncIterator[Journal]:
     yield journal
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path) -> Iterator[Catalogue]:
+    """The graphs of graphs.py, imported anew for each test: their counters start at zero."""
+    before = list(sys.path)
+    loaded = Catalogue.load(write_project(tmp_path))
+    yield loaded
+    sys.path[:] = before
+    for name in [name for name in sys.modules if name.startswith("cogni_graphs_")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def graphs(catalogue: Catalogue) -> Any:
+    """The module that the catalogue has imported."""
+    (module,) = (m for name, m in sys.modules.items() if name.startswith("cogni_graphs_"))
+    return module

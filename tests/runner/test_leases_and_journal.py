@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 import pytest
-from fleet import TENANT, Fleet
 
 from cogni.executor.v1.run_event_pb2 import CustomEvent
 from services.executor.events import Draft
@@ -15,7 +14,9 @@ from services.executor.runner.journal import Holding, Journal, LeaseLostError
 from services.executor.store import leases
 from services.executor.store.journal import Write
 from services.executor.store.leases import Claim, LeaseTimes
+from services.runtime.database import Database
 from tests.databases import Clock
+from tests.runner.fleet import TENANT, Fleet
 
 TIMES = LeaseTimes(
     lease=timedelta(seconds=10),
@@ -194,7 +195,7 @@ async def test_what_one_attempt_cannot_store_harms_no_other(fleet: Fleet, journa
 
 
 async def test_a_connection_cut_between_batches_loses_and_doubles_nothing(
-    fleet: Fleet, journal: Journal, disconnect: Callable[[str], Awaitable[None]]
+    fleet: Fleet, journal: Journal, disconnect: Callable[[Database, str], Awaitable[None]]
 ) -> None:
     await fleet.start("any")
     (claim,) = await _claim(fleet)
@@ -203,7 +204,7 @@ async def test_a_connection_cut_between_batches_loses_and_doubles_nothing(
         futures.append(journal.write(_holding(claim), drafts=[_draft(str(number))]))
         await asyncio.sleep(0)
         if number % 20 == 10:
-            await disconnect("tests")
+            await disconnect(fleet.database, "tests")
     async with asyncio.timeout(30):
         await asyncio.gather(*futures)
 

@@ -7,12 +7,12 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from fleet import Fleet
 
 from services.executor.runner.journal import Holding, Journal, LeaseLostError
 from services.executor.runner.saver import Saver
 from services.executor.store import leases
 from services.executor.store.leases import LeaseTimes
+from tests.runner.fleet import Fleet
 
 TIMES = LeaseTimes(timedelta(seconds=60), timedelta(seconds=1), timedelta(seconds=60), 3)
 

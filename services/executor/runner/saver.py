@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
@@ -31,11 +31,19 @@ _INLINE_BYTES_MAX = 256 * 1024
 class Saver(BaseCheckpointSaver[str]):
     """Writes through the journal, with the events of the same step; reads as the run's tenant.
 
-    Only the async half exists: runs are carried by `astream` alone.
+    Only the async half exists: runs are carried by `astream` alone. `stepped` is told the number
+    of each step of the outermost graph that is durable.
     """
 
-    def __init__(self, database: Database, journal: Journal, holding: Holding) -> None:
+    def __init__(
+        self,
+        database: Database,
+        journal: Journal,
+        holding: Holding,
+        stepped: Callable[[int], None] = lambda step: None,
+    ) -> None:
         super().__init__()
+        self._stepped = stepped
         self._database = database
         self._journal = journal
         self._holding = holding
@@ -66,6 +74,8 @@ class Saver(BaseCheckpointSaver[str]):
         ]
         writes.append(self._put(config, place, checkpoint, metadata))
         await self._journal.write(self._holding, acts=writes)
+        if not place.checkpoint_ns:
+            self._stepped(int(metadata.get("step", -1)))
         return _config(place)
 
     async def aput_writes(

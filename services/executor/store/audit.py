@@ -12,7 +12,8 @@ from services.executor.store.events import Connection
 from services.executor.store.rows import Row, text_of
 from services.executor.tables import audit_records as table
 
-_INSERT = """
+#: Writes one record.
+INSERT = """
 INSERT INTO audit_records (audit_record_id, tenant_id, kind, action, actor, run_id, attempt,
     grant_id, invocation_id, cause_audit_record_id, decision, reason, outcome, event_seq, details,
     create_time, trace_id)
@@ -36,7 +37,7 @@ class AuditFilter:
 
 async def write(tx: Connection, tenant_id: str, *records: AuditRecord) -> None:
     """Write the records, for good."""
-    await tx.executemany(_INSERT, [_values(tenant_id, record) for record in records])
+    await tx.executemany(INSERT, [values_of(tenant_id, record) for record in records])
 
 
 async def page(
@@ -61,7 +62,8 @@ async def page(
     return [_record(dict(row)) for row in rows]
 
 
-def _values(tenant_id: str, record: AuditRecord) -> tuple[object, ...]:
+def values_of(tenant_id: str, record: AuditRecord) -> tuple[object, ...]:
+    """Return the arguments of INSERT, for whoever writes the record with other things."""
     return (
         record.audit_record_id,
         tenant_id,

@@ -36,14 +36,14 @@ _GET = f"""
 SELECT {_COLUMNS} FROM checkpoints
 WHERE thread_id = $1 AND checkpoint_ns = $2 AND ($3::text IS NULL OR checkpoint_id = $3)
 ORDER BY checkpoint_id DESC LIMIT 1
-"""  # noqa: S608
+"""
 _LIST = f"""
 SELECT {_COLUMNS} FROM checkpoints
 WHERE ($1::text IS NULL OR thread_id = $1) AND ($2::text IS NULL OR checkpoint_ns = $2)
     AND ($3::text IS NULL OR checkpoint_id = $3) AND ($4::text IS NULL OR checkpoint_id < $4)
     AND metadata::jsonb @> $5::jsonb
 ORDER BY checkpoint_id DESC LIMIT $6
-"""  # noqa: S608
+"""
 _BLOBS = """
 SELECT blobs.channel, blobs.version, blobs.type, blobs.blob
 FROM unnest($3::text[], $4::text[]) AS wanted (channel, version)
@@ -56,7 +56,7 @@ WHERE thread_id = $1 AND checkpoint_ns = $2 AND checkpoint_id = $3
 ORDER BY task_path, task_id, idx
 """
 _DELETE = tuple(
-    f"DELETE FROM {table} WHERE thread_id = $1"  # noqa: S608
+    f"DELETE FROM {table} WHERE thread_id = $1"
     for table in ("checkpoint_writes", "checkpoint_blobs", "checkpoints")
 )
 

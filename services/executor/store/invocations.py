@@ -44,8 +44,13 @@ UPDATE invocations SET state = $3, result = $4, error_type = $5, error_message =
     finish_time = cogni_now()
 WHERE invocation_id = $1 AND attempt = $2 AND state IN ('REQUESTED', 'SENT')
 """
+# A verdict that was given before stays; a result that was too large to keep is asked for.
 _DOUBT = """
-UPDATE invocations SET state = CASE WHEN state = 'SENT' THEN 'UNKNOWN' ELSE state END, asked = true
+UPDATE invocations SET asked = true,
+    state = CASE WHEN doubtful THEN 'UNKNOWN' ELSE invocations.state END,
+    finish_time = CASE WHEN doubtful THEN NULL ELSE finish_time END
+FROM (SELECT state = 'SENT' OR (state = 'FINISHED' AND result IS NULL) AS doubtful
+      FROM invocations WHERE invocation_id = $1) AS before
 WHERE invocation_id = $1
 """
 _ADOPT = "UPDATE invocations SET attempt = $2 WHERE invocation_id = $1"
@@ -68,6 +73,8 @@ class Requested:
     tool: str
     node: str
     effect: ToolEffect
+    #: Whose credential the tool needs; None when it needs none.
+    provider: str | None
     arguments_digest: bytes
 
 

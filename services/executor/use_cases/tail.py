@@ -76,7 +76,7 @@ class Tail:
     async def run(self) -> None:
         """Wake the followers until cancelled."""
         wakeups = self._listener.wakeups(events.EVENTS_CHANNEL, poll_seconds=_POLL_SECONDS)
-        async with aclosing(wakeups) as woken:  # type: ignore[type-var]
+        async with aclosing(wakeups) as woken:
             async for wakeup in woken:
                 for payload in wakeup.payloads:
                     run_id, _, seq = payload.rpartition(":")

@@ -1,0 +1,292 @@
+"""Stands around each tool invocation of an attempt: decides, records, leases, scrubs."""
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from langchain_core.messages import ToolMessage
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.errors import GraphBubbleUp
+
+from cogni.executor.v1.run_event_pb2 import ToolFinished
+from cogni.executor.v1.run_pb2 import RunError as RunErrorMessage
+from cogni.graph.guarding import Question, Recorded, ToolDenied, ToolRequest
+from cogni.graph.invocation import Credential, Invocation
+from cogni.graph.policy import policy_of
+from cogni.type.v1.error_reason_pb2 import ErrorReason
+from services.executor.audit import AuditKind, AuditOutcome, AuditRecord
+from services.executor.events import Draft
+from services.executor.graphs import ToolEffect
+from services.executor.runner import invoking
+from services.executor.runner.describing import effect_of
+from services.executor.runner.invoking import Admission, Admitted, Asked, Denied, Reused
+from services.executor.runner.journal import Holding, Journal
+from services.executor.runner.rendering import json_of, value_of
+from services.executor.runner.scrub import Scrubber
+from services.executor.runner.task import TaskPlace, place_of
+from services.executor.store import invocations as store
+from services.executor.store.invocations import Requested
+from services.runtime.database import Database
+from services.runtime.ids import derive_id, new_id
+from services.runtime.jsonvalues import canonical_json
+
+#: An outcome that is larger is not kept; a repeated execution then asks a person.
+RESULT_BYTES_MAX = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A credential for one invocation, and the values in it that must not leave."""
+
+    connection_id: str
+    credential: Credential = field(repr=False)
+    secrets: tuple[str, ...] = field(repr=False)
+
+
+class Credentials(Protocol):
+    """Where credentials come from."""
+
+    async def lease(
+        self,
+        holding: Holding,
+        connection_ids: Sequence[str],
+        provider: str,
+        tool: str,
+        invocation_id: str,
+    ) -> Lease:
+        """Lease the credential of the one among the connections that is the provider's.
+
+        Raises ToolDenied when there is none, or the lease is refused.
+        """
+
+
+class RunGuard:
+    """The `cogni.graph.guarding.Guard` of one attempt."""
+
+    def __init__(
+        self,
+        database: Database,
+        journal: Journal,
+        credentials: Credentials,
+        holding: Holding,
+        grant_id: str,
+        scrubber: Scrubber,
+    ) -> None:
+        self._database = database
+        self._journal = journal
+        self._credentials = credentials
+        self._holding = holding
+        self._grant_id = grant_id
+        self._scrubber = scrubber
+        self._ordinals: Counter[tuple[str, int, str]] = Counter()
+        self._dealt_with: set[str] = set()
+        self._under_way: dict[str, tuple[Requested, Admission]] = {}
+        self._serde = JsonPlusSerializer()
+        self.closed = False
+        self.loop = asyncio.get_running_loop()
+
+    async def admit(self, request: ToolRequest) -> Invocation | Recorded | Question:
+        """Decide under the grant, durably. Raises ToolDenied and LeaseLostError."""
+        return await self._admit(request, self._requested(request), answered=False)
+
+    async def answered(
+        self, request: ToolRequest, question: Question, answer: Any
+    ) -> Invocation | Recorded:
+        """Take a person's verdict on an invocation in doubt, and go on by it."""
+        requested = self._requested(request, again=True)
+        verdict = invoking.verdict_of(answer)
+        async with self._database.raw_tenant(self._holding.tenant_id) as tx:
+            await invoking.resolve(
+                tx,
+                self._holding,
+                str(question.asked["invocation_id"]),
+                happened=verdict.happened,
+                result=self._dump(verdict.output),
+            )
+        admitted = await self._admit(request, requested, answered=True)
+        assert not isinstance(admitted, Question), "it has just been answered"
+        return admitted
+
+    async def finished(self, invocation: Invocation, outcome: Any) -> Any:
+        """Record what the tool returned, without credentials, and return that."""
+        requested, admission = self._under_way.pop(invocation.invocation_id)
+        clean = self._scrubber.value(outcome)
+        keep = requested.effect is not ToolEffect.NONE
+        act = store.finish(
+            requested.invocation_id, requested.attempt, self._dump(clean) if keep else None
+        )
+        event = ToolFinished(invocation_id=requested.invocation_id, tool=requested.tool)
+        event.output.CopyFrom(value_of(json_of(_content(clean))))
+        failed = isinstance(clean, ToolMessage) and clean.status == "error"
+        audit = self._outcome(requested, admission, failed=failed)
+        await self._journal.write(
+            self._holding, drafts=[Draft(event)], acts=[act, invoking.audited(audit)]
+        )
+        return clean
+
+    async def failed(self, invocation: Invocation, failure: BaseException) -> BaseException:
+        """Record how the tool failed, and return what to raise, without credentials."""
+        requested, admission = self._under_way.pop(invocation.invocation_id)
+        clean = self._scrubber.failure(failure)
+        if isinstance(clean, asyncio.CancelledError | GraphBubbleUp) or not isinstance(
+            clean, Exception
+        ):
+            # Cut off in the middle: what it did outside stays unknown, and the row says SENT.
+            return clean
+        kind, text = type(failure).__name__, self._scrubber.text(str(failure))[:2000]
+        event = ToolFinished(invocation_id=requested.invocation_id, tool=requested.tool)
+        event.error.CopyFrom(
+            RunErrorMessage(
+                reason=ErrorReason.ERROR_REASON_TOOL_FAILED,
+                message=text,
+                node=requested.node,
+                type=kind,
+            )
+        )
+        act = store.fail(requested.invocation_id, requested.attempt, kind, text)
+        audit = self._outcome(requested, admission, failed=True)
+        await self._journal.write(
+            self._holding, drafts=[Draft(event)], acts=[act, invoking.audited(audit)]
+        )
+        return clean
+
+    async def _admit(
+        self, request: ToolRequest, requested: Requested, *, answered: bool
+    ) -> Invocation | Recorded | Question:
+        if self.closed:
+            raise ToolDenied("The run has ended.")
+        # What the model said before it asked for the tool stands before the decision in the log.
+        await self._journal.flush(self._holding)
+        arguments = {str(name): json_of(each) for name, each in request.arguments.items()}
+        async with self._database.raw_tenant(self._holding.tenant_id) as tx:
+            admission = await invoking.admit(
+                tx,
+                self._holding,
+                self._grant_id,
+                requested,
+                self._scrubber.value(arguments),
+                frozenset(self._dealt_with),
+                answered=answered,
+            )
+        match admission:
+            case Asked():
+                return Question(admission.question)
+            case Reused():
+                self._dealt_with.add(admission.invocation_id)
+                return Recorded(self._reused(request, admission.result))
+            case Denied():
+                raise ToolDenied(f"Denied: {admission.decision.message}")
+        self._dealt_with.add(requested.invocation_id)
+        return await self._send(requested, admission)
+
+    async def _send(self, requested: Requested, admission: Admitted) -> Invocation:
+        connection_id, credential = None, None
+        if requested.provider is not None:
+            lease = await self._lease(requested, admission)
+            connection_id, credential = lease.connection_id, lease.credential
+        # Durable before the tool runs: whoever finds the row SENT without an outcome knows that
+        # the effect may have happened.
+        await self._journal.write(
+            self._holding,
+            acts=[store.send(requested.invocation_id, requested.attempt, connection_id)],
+        )
+        self._under_way[requested.invocation_id] = (requested, admission)
+        return Invocation(requested.invocation_id, credential)
+
+    async def _lease(self, requested: Requested, admission: Admitted) -> Lease:
+        assert requested.provider is not None
+        try:
+            lease = await self._credentials.lease(
+                self._holding,
+                admission.connection_ids,
+                requested.provider,
+                requested.tool,
+                requested.invocation_id,
+            )
+        except ToolDenied as denial:
+            event = ToolFinished(invocation_id=requested.invocation_id, tool=requested.tool)
+            event.error.CopyFrom(
+                RunErrorMessage(
+                    reason=ErrorReason.ERROR_REASON_CONNECTION_NOT_GRANTED, message=str(denial)
+                )
+            )
+            audit = self._outcome(requested, admission, failed=True)
+            await self._journal.write(
+                self._holding, drafts=[Draft(event)], acts=[invoking.audited(audit)]
+            )
+            raise
+        self._scrubber.learn(lease.secrets)
+        return lease
+
+    def _requested(self, request: ToolRequest, *, again: bool = False) -> Requested:
+        place = place_of(request.config)
+        policy = policy_of(request.tool)
+        arguments = {str(name): json_of(each) for name, each in request.arguments.items()}
+        return Requested(
+            invocation_id=self._invocation_id(request, place, again=again),
+            tenant_id=self._holding.tenant_id,
+            run_id=self._holding.run_id,
+            attempt=self._holding.attempt,
+            task_id=place.task_id,
+            tool_call_id=request.tool_call_id,
+            tool=request.tool.name,
+            node=place.node,
+            effect=effect_of(policy),
+            provider=policy.connection,
+            arguments_digest=hashlib.sha256(canonical_json(arguments)).digest(),
+        )
+
+    def _invocation_id(self, request: ToolRequest, place: TaskPlace, *, again: bool) -> str:
+        """The same whenever the same execution of a node asks for the same invocation."""
+        tool = request.tool.name
+        if request.tool_call_id:
+            return derive_id(self._holding.run_id, place.task_id, tool, request.tool_call_id)
+        # Counted per try of the node: LangGraph's retry runs it from the top, as a crash does.
+        key = (place.task_id, place.node_attempt, tool)
+        if not again:
+            self._ordinals[key] += 1
+        return derive_id(self._holding.run_id, place.task_id, tool, self._ordinals[key])
+
+    def _outcome(
+        self, requested: Requested, admission: Admission, *, failed: bool
+    ) -> tuple[str, AuditRecord]:
+        assert isinstance(admission, Admitted)
+        record = AuditRecord(
+            audit_record_id=new_id(),
+            kind=AuditKind.OUTCOME,
+            action="tool.invoke",
+            actor=f"run:{requested.run_id}",
+            run_id=requested.run_id,
+            attempt=requested.attempt,
+            grant_id=self._grant_id,
+            invocation_id=requested.invocation_id,
+            cause_audit_record_id=admission.audit_record_id,
+            outcome=AuditOutcome.FAILED if failed else AuditOutcome.SUCCEEDED,
+            reason="TOOL_FAILED" if failed else None,
+            details={"tool": requested.tool},
+        )
+        return requested.tenant_id, record
+
+    def _dump(self, outcome: Any) -> bytes | None:
+        kind, data = self._serde.dumps_typed(outcome)
+        stored = kind.encode() + b"\0" + data
+        return stored if len(stored) <= RESULT_BYTES_MAX else None
+
+    def _reused(self, request: ToolRequest, result: bytes) -> Any:
+        kind, _, data = result.partition(b"\0")
+        outcome = self._serde.loads_typed((kind.decode(), data))
+        if isinstance(outcome, ToolMessage) and request.tool_call_id:
+            return outcome.model_copy(update={"tool_call_id": request.tool_call_id})
+        if request.tool_call_id and not isinstance(outcome, ToolMessage):
+            # A person's verdict on what a model asked for.
+            return ToolMessage(
+                content=str(outcome), name=request.tool.name, tool_call_id=request.tool_call_id
+            )
+        return outcome
+
+
+def _content(outcome: Any) -> Any:
+    return outcome.content if isinstance(outcome, ToolMessage) else outcome

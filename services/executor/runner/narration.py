@@ -1,0 +1,149 @@
+"""Tells what LangGraph streams as events of the run."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langgraph.types import Interrupt, StreamMode
+
+from cogni.executor.v1.run_event_pb2 import (
+    CustomEvent,
+    MessageDelta,
+    NodeFinished,
+    NodeStarted,
+    StateUpdated,
+    ToolCallDelta,
+)
+from cogni.executor.v1.run_pb2 import RunError as RunErrorMessage
+from cogni.type.v1.error_reason_pb2 import ErrorReason
+from services.executor.events import Draft
+from services.executor.runner.rendering import json_of, value_of
+from services.executor.runner.scrub import Scrubber
+
+#: What is asked of LangGraph. `tasks` carries inputs and results too: only names leave here.
+MODES: tuple[StreamMode, ...] = ("tasks", "updates", "messages", "custom", "values")
+
+
+class Narrator:
+    """Turns the parts of one attempt's stream into drafts, and remembers how it ended."""
+
+    def __init__(self, scrubber: Scrubber) -> None:
+        self._scrubber = scrubber
+        #: The newest whole state of the outermost graph; None before there is one.
+        self.output: Any = None
+        #: The questions that the stream ended with.
+        self.interrupts: dict[str, tuple[str, Interrupt]] = {}
+        #: The node that failed last, for the run's error.
+        self.failed_node = ""
+        #: The step that is under way, from 1.
+        self.step = 1
+
+    def stepped(self, step: int) -> None:
+        """Note that a step is durable: what begins now belongs to the next."""
+        self.step = step + 1
+
+    def drafts(self, namespace: tuple[str, ...], mode: str, part: Any) -> list[Draft]:
+        """Return the events that one part of the stream stands for; often none."""
+        path = [each.partition(":")[0] for each in namespace]
+        match mode:
+            case "values":
+                if not namespace and "__interrupt__" not in part:
+                    self.output = part
+                return []
+            case "tasks":
+                return self._task(path, part)
+            case "updates":
+                return self._updates(path, part)
+            case "messages":
+                return self._message(path, *part)
+            case _:
+                return [self._custom(part)]
+
+    def _task(self, path: list[str], part: dict[str, Any]) -> list[Draft]:
+        where = {"node": part["name"], "namespace": path, "task_id": part["id"]}
+        if "triggers" in part:
+            return [Draft(NodeStarted(step=self.step, **where))]
+        for each in part.get("interrupts") or ():
+            self._note_interrupt(part["name"], each)
+        if part.get("interrupts"):
+            return []
+        finished = NodeFinished(**where)
+        if error := part.get("error"):
+            self.failed_node = part["name"]
+            finished.error.CopyFrom(self._error(part["name"], error))
+        return [Draft(finished)]
+
+    def _note_interrupt(self, node: str, interrupt: Any) -> None:
+        if isinstance(interrupt, dict):
+            interrupt = Interrupt(value=interrupt["value"], id=interrupt["id"])
+        self.interrupts[interrupt.id] = (node, interrupt)
+
+    def _updates(self, path: list[str], part: dict[str, Any]) -> list[Draft]:
+        drafts = []
+        for node, update in part.items():
+            if node == "__interrupt__":
+                for each in update:
+                    self.interrupts.setdefault(each.id, ("", each))
+                continue
+            spelt = value_of(self._scrubber.value(json_of(update)))
+            drafts.append(Draft(StateUpdated(node=node, namespace=path, update=spelt)))
+        return drafts
+
+    def _message(self, path: list[str], message: Any, metadata: dict[str, Any]) -> list[Draft]:
+        if not isinstance(message, AIMessage):
+            return []
+        chunk = isinstance(message, AIMessageChunk)
+        delta = MessageDelta(
+            message_id=message.id or "",
+            node=str(metadata.get("langgraph_node", "")),
+            namespace=path,
+            text=self._scrubber.text(message.text),
+            reasoning=self._scrubber.text(
+                str(message.additional_kwargs.get("reasoning_content", ""))
+            ),
+            tool_calls=_call_deltas(message),
+            last=not chunk or getattr(message, "chunk_position", None) == "last",
+        )
+        if not (delta.text or delta.reasoning or delta.tool_calls or delta.last):
+            return []
+        return [Draft(delta)]
+
+    def _custom(self, part: Any) -> Draft:
+        data = self._scrubber.value(json_of(part))
+        name = data.get("name") if isinstance(data, dict) else None
+        return Draft(CustomEvent(name=name if isinstance(name, str) else "", data=value_of(data)))
+
+    def _error(self, node: str, error: Any) -> RunErrorMessage:
+        return RunErrorMessage(
+            reason=ErrorReason.ERROR_REASON_GRAPH_FAILED,
+            message=self._scrubber.text(str(error))[:2000],
+            node=node,
+            type=type(error).__name__ if isinstance(error, BaseException) else "",
+        )
+
+
+def _call_deltas(message: AIMessage) -> Sequence[ToolCallDelta]:
+    if isinstance(message, AIMessageChunk):
+        return [
+            ToolCallDelta(
+                index=each["index"] if isinstance(each["index"], int) else 0,
+                tool_call_id=each["id"] or "",
+                tool=each["name"] or "",
+                arguments_json=each["args"] or "",
+            )
+            for each in message.tool_call_chunks
+        ]
+    return [
+        ToolCallDelta(
+            index=index,
+            tool_call_id=each["id"] or "",
+            tool=each["name"],
+            arguments_json=_json_text(each["args"]),
+        )
+        for index, each in enumerate(message.tool_calls)
+    ]
+
+
+def _json_text(arguments: Any) -> str:
+    return json.dumps(json_of(arguments), ensure_ascii=False)

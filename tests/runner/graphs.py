@@ -1,0 +1,165 @@
+"""Graphs that the runner's tests carry. What they did is kept in `HAPPENED`."""
+
+from __future__ import annotations
+
+import asyncio
+import operator
+from collections import Counter
+from typing import Annotated, Any, TypedDict
+
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.tools import tool as langchain_tool
+from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode
+from langgraph.types import interrupt
+
+from cogni.graph import chat_model, credential, invocation_id, tool
+
+#: Counts what nodes and tools did, and lets tests hold them back.
+HAPPENED: Counter[str] = Counter()
+REACHED = asyncio.Event()
+RELEASED = asyncio.Event()
+
+
+class Words(TypedDict):
+    words: Annotated[list[str], operator.add]
+
+
+def _chain(*nodes: Any, state: Any = Words) -> Any:
+    graph = StateGraph(state)
+    names = [node.__name__ for node in nodes]
+    for name, node in zip(names, nodes, strict=True):
+        graph.add_node(name, node)
+    for before, after in zip([START, *names], [*names, END], strict=True):
+        graph.add_edge(before, after)
+    return graph.compile()
+
+
+async def first(state: Words) -> Words:
+    HAPPENED["first"] += 1
+    return {"words": ["first"]}
+
+
+def second(state: Words) -> Words:
+    HAPPENED["second"] += 1
+    return {"words": ["second"]}
+
+
+async def held(state: Words) -> Words:
+    HAPPENED["held"] += 1
+    REACHED.set()
+    await RELEASED.wait()
+    return {"words": ["held"]}
+
+
+async def broken(state: Words) -> Words:
+    raise ValueError("it broke")
+
+
+async def asks(state: Words) -> Words:
+    one = interrupt({"question": "one?"})
+    two = interrupt({"question": "two?"})
+    return {"words": [str(one), str(two)]}
+
+
+async def forever(state: Words) -> Words:
+    return {"words": ["again"]}
+
+
+@tool(effects="outward")
+async def post(text: str) -> str:
+    """Post a text."""
+    HAPPENED["post"] += 1
+    HAPPENED[f"post {invocation_id()}"] += 1
+    return f"posted {text}"
+
+
+@tool(effects="outward", idempotent=True)
+async def put(text: str) -> str:
+    """Put a text."""
+    HAPPENED["put"] += 1
+    return f"put {text}"
+
+
+@langchain_tool
+def plain(text: str) -> str:
+    """Say a text, as a tool that never heard of Cogni."""
+    HAPPENED["plain"] += 1
+    return f"said {text}"
+
+
+@tool(effects="outward", connection="bluesky")
+async def leaky(text: str) -> str:
+    """Hand back the credential, every way there is."""
+    token = credential()["access_jwt"]
+    HAPPENED["leaky"] += 1
+    if text == "raise":
+        raise RuntimeError(f"refused for {token}")
+    return f"done with {token}"
+
+
+def _says_tool(name: str) -> Any:
+    def script(messages: Any) -> str | AIMessage:
+        if isinstance(messages[-1], HumanMessage):
+            call = {"name": name, "args": {"text": messages[-1].text}, "id": "call_1"}
+            return AIMessage(content="", tool_calls=[call])
+        return f"I was told: {messages[-1].text}"
+
+    return script
+
+
+def _agent(offered: Any) -> Any:
+    model = chat_model("gpt-4o-mini", mock_response=_says_tool(offered.name)).bind_tools([offered])
+
+    async def model_node(state: MessagesState) -> Any:
+        return {"messages": [await model.ainvoke(state["messages"])]}
+
+    def route(state: MessagesState) -> str:
+        return "tools" if state["messages"][-1].tool_calls else END
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("model", model_node)
+    graph.add_node("tools", ToolNode([offered]))
+    graph.add_edge(START, "model")
+    graph.add_conditional_edges("model", route)
+    graph.add_edge("tools", "model")
+    return graph.compile()
+
+
+async def twice(state: Words) -> Words:
+    """Invoke a tool two times, held between them."""
+    one = await post.ainvoke({"text": "one"})
+    REACHED.set()
+    await RELEASED.wait()
+    try:
+        two = await post.ainvoke({"text": "two"})
+    except Exception as error:
+        two = str(error)
+    return {"words": [one, two]}
+
+
+async def posts_then_held(state: Words) -> Words:
+    said = await post.ainvoke({"text": "x"})
+    REACHED.set()
+    await RELEASED.wait()
+    return {"words": [said]}
+
+
+noop = _chain(first, second)
+hold = _chain(first, held, second)
+fails = _chain(first, broken)
+questions = _chain(asks)
+posting = _agent(post)
+plain_agent = _agent(plain)
+leaking = _agent(leaky)
+two_posts = _chain(twice)
+post_and_hold = _chain(posts_then_held)
+
+
+def looping() -> StateGraph:
+    """A graph that never ends, given as a factory."""
+    graph = StateGraph(Words)
+    graph.add_node("forever", forever)
+    graph.add_edge(START, "forever")
+    graph.add_edge("forever", "forever")
+    return graph
