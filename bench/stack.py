@@ -47,10 +47,10 @@ async def _one_run(settings: ClientSettings) -> None:
 
 def _tree_memory_mib(root: int) -> float:
     """Proportional set size of a process and everything below it; shared pages counted once."""
-    return sum(_pss_kib(pid) for pid in _descendants(root)) / KIB_PER_MIB
+    return sum(_pss_kib(pid) for pid in descendants(root)) / KIB_PER_MIB
 
 
-def _descendants(root: int) -> list[int]:
+def descendants(root: int) -> list[int]:
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

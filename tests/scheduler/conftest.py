@@ -109,7 +109,7 @@ class World:
     async def fire(self, schedule: Schedule) -> SlotRecord:
         """Reach the next slot, fire it, and return it."""
         await self.reach(schedule)
-        assert await self.clock.fire_due() == 1
+        assert await self.clock.fire_due() >= 1
         return (await self.slots(schedule))[-1]
 
     async def deliver(self) -> int:

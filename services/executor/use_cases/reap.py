@@ -89,4 +89,4 @@ class Reaper:
         run = await runs.get(tx, run_id, lock=True)
         assert run is not None, "its lease is there"
         assert run.cancellation is not None, "it was found by that, and nobody takes it back"
-        await end(tx, run, run.cancellation, [])
+        await end(tx, run, run.cancellation, [], None)

@@ -68,19 +68,25 @@ async def request_stop(tx: events.Connection, run_id: str, cancellation: Cancell
     requested = cancellation if first else run.cancellation
     assert requested is not None, "somebody asked before"
     drafts = [_request_draft(requested)] if first else []
+    cause = await _record_request(tx, run, requested) if first else None
     if run.state is RunState.RUNNING:
         await _append(tx, run, drafts)
         await events.notify_runner(tx, [run_id])
     else:
-        await end(tx, run, requested, drafts)
-    if first:
-        await audit.write(tx, run.tenant_id, _request_record(run, requested))
+        await end(tx, run, requested, drafts, cause)
 
 
 async def end(
-    tx: events.Connection, run: Run, cancellation: Cancellation, before: list[Draft]
+    tx: events.Connection,
+    run: Run,
+    cancellation: Cancellation,
+    before: list[Draft],
+    cause: str | None,
 ) -> None:
-    """Append what came `before` and the final event, and seal the run. Its lease is locked."""
+    """Append what came `before` and the final event, and seal the run. Its lease is locked.
+
+    `cause` is the audit record of the request, where it is known.
+    """
     state, error = ending_of(cancellation.reason)
     finished = RunFinished(state=run_state(state), error=error_to_proto(error))
     newest = await _append(tx, run, [*before, Draft(finished)])
@@ -94,6 +100,7 @@ async def end(
         run_id=run.run_id,
         attempt=run.attempt,
         grant_id=run.grant_id,
+        cause_audit_record_id=cause,
         reason=error.reason,
         outcome=AuditOutcome.FAILED,
         event_seq=newest,
@@ -116,8 +123,8 @@ def _request_draft(cancellation: Cancellation) -> Draft:
     return Draft(CancelRequested(cancellation=cancellation_to_proto(cancellation)))
 
 
-def _request_record(run: Run, cancellation: Cancellation) -> AuditRecord:
-    return AuditRecord(
+async def _record_request(tx: events.Connection, run: Run, cancellation: Cancellation) -> str:
+    record = AuditRecord(
         audit_record_id=new_id(),
         kind=AuditKind.EVENT,
         action="run.cancel",
@@ -128,3 +135,5 @@ def _request_record(run: Run, cancellation: Cancellation) -> AuditRecord:
         details={"reason": cancellation.reason, "comment": cancellation.comment},
         trace_id=run.trace_id or None,
     )
+    await audit.write(tx, run.tenant_id, record)
+    return record.audit_record_id

@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.runtime.database import Database
+from services.runtime.errors import ServiceError
 from services.runtime.ids import new_id
 from services.scheduler.runs import CursorLostError, Executor, ExecutorUnavailableError
 from services.scheduler.store import streams
 from services.scheduler.use_cases.run_endings import apply_grant_changes, apply_run_changes
 
-# Three heartbeats of 15 seconds: a follower that is silent for longer is replaced.
-LEASE = timedelta(seconds=45)
+# A follower that dies is replaced after this; one that lives renews three times as often.
+LEASE = timedelta(seconds=15)
 _RETRY_SECONDS = 1.0
 _WAIT_FOR_TURN_SECONDS = 5.0
 _log = logging.getLogger(__name__)
@@ -68,10 +69,22 @@ class Follower:
                 if cursor is None:
                     await asyncio.sleep(_WAIT_FOR_TURN_SECONDS)
                     continue
-                await self._follow(cursor)
+                renewing = asyncio.create_task(self._keep_lease())
+                try:
+                    await self._follow(cursor)
+                finally:
+                    renewing.cancel()
                 await asyncio.sleep(_RETRY_SECONDS)
         finally:
             await self._release()
+
+    async def _keep_lease(self) -> None:
+        # Heartbeats come too rarely to renew by. Whether the lease was lost is found out when the
+        # next batch is committed, so a failure here needs no answer.
+        while True:
+            await asyncio.sleep(LEASE.total_seconds() / 3)
+            with suppress(ServiceError):
+                await self._take()
 
     async def _take(self) -> str | None:
         async with self._database.jobs() as tx:

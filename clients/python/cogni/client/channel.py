@@ -10,6 +10,12 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from cogni.client.settings import ClientSettings
 
+try:
+    from opentelemetry import propagate
+except ImportError:
+    # Tracing is the caller's choice: without OpenTelemetry a call starts a trace at the server.
+    propagate = None  # type: ignore[assignment]
+
 # RPCs that change nothing begin with one of these verbs.
 READING_VERBS = ("Get", "List", "Preview", "Simulate", "Explain")
 
@@ -68,6 +74,10 @@ def tls_credentials(settings: ClientSettings) -> grpc.ChannelCredentials | None:
 
 
 def call_metadata(settings: ClientSettings) -> tuple[tuple[str, str], ...]:
-    if settings.token is None:
-        return ()
-    return (("authorization", f"Bearer {settings.token()}"),)
+    """The caller's token, and the W3C trace context of the caller's current span, if any."""
+    carrier: dict[str, str] = {}
+    if propagate is not None:
+        propagate.inject(carrier)
+    if settings.token is not None:
+        carrier["authorization"] = f"Bearer {settings.token()}"
+    return tuple(carrier.items())

@@ -1,0 +1,274 @@
+"""kill -9 of any process of the stack loses no run, no event and no charge, and doubles none."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bench.embedded import Embedded, embedded
+from cogni.client import AsyncClient, CogniError, Unavailable
+from cogni.executor.v1.executor_service_pb2 import WatchRunRequest
+from cogni.executor.v1.grant_pb2 import ToolPermission
+from cogni.executor.v1.grant_service_pb2 import CreateGrantRequest
+from cogni.executor.v1.run_event_pb2 import RunEvent
+from cogni.executor.v1.run_pb2 import RunState
+from cogni.ledger.v1.account_pb2 import AccountKind
+from cogni.ledger.v1.ledger_service_pb2 import (
+    CreateAccountRequest,
+    GetRunStatementRequest,
+    TransferRequest,
+)
+from cogni.ledger.v1.statement_pb2 import RunStatement
+from cogni.ledger.v1.usage_pb2 import TokenKind
+from cogni.type.v1.amount_pb2 import Amount
+
+LONG = bool(os.environ.get("LONG"))
+SEED = int(os.environ.get("SEED") or random.SystemRandom().randrange(2**32))
+RUNS = 400 if LONG else 30
+CHAOS_SECONDS = 600 if LONG else 45
+# The stack gives up on a process that crashes more than five times a minute.
+PAUSE_SECONDS = (1.5, 4.0)
+SETTLE_SECONDS_MAX = 180
+VICTIMS = (
+    "services.executor.worker",
+    "services.scheduler.worker",
+    "services.scheduler clock",
+    "services.executor",
+    "services.ledger",
+    "services.connections",
+    "redis-server",
+    "bin/postgres",
+)
+
+
+@dataclass(frozen=True)
+class World:
+    """What the stack acts on and what it must answer for."""
+
+    stack: Embedded
+    meter: Path
+    effects: Path
+
+    def metered(self) -> dict[str, tuple[int, int]]:
+        lines = [json.loads(line) for line in self.meter.read_text().splitlines()]
+        return {line["id"]: (line["input"], line["output"]) for line in lines}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("chaos")
+    meter, effects = folder / "meter", folder / "effects"
+    meter.touch()
+    effects.mkdir()
+    provider = subprocess.Popen(
+        [sys.executable, "-m", "tests.chaos.provider", str(meter)], stdout=subprocess.PIPE
+    )
+    try:
+        assert provider.stdout is not None
+        port = int(provider.stdout.readline())
+        graphs = folder / "langgraph.json"
+        graphs.write_text(
+            json.dumps(
+                {
+                    "dependencies": ["."],
+                    "graphs": {"working": f"{Path(__file__).parent / 'graphs'}/working.py:graph"},
+                    "env": {
+                        "CHAOS_PROVIDER": f"http://127.0.0.1:{port}",
+                        "CHAOS_EFFECTS": str(effects),
+                    },
+                }
+            )
+        )
+        with embedded(graphs) as stack:
+            yield World(stack, meter, effects)
+    finally:
+        provider.kill()
+        provider.wait()
+        if provider.stdout is not None:
+            provider.stdout.close()
+
+
+async def test_no_run_event_effect_or_charge_is_lost_or_doubled(world: World) -> None:
+    sys.stdout.write(f"seed {SEED}\n")
+    async with AsyncClient(world.stack.settings()) as client:
+        grant_id = await _grant(client)
+        chaos = asyncio.create_task(_kill_at_random(world.stack, random.Random(SEED)))
+        run_ids = await _start_all(client, grant_id)
+        await chaos
+        logs = await asyncio.wait_for(
+            asyncio.gather(*(_whole_log(client, run_id) for run_id in run_ids)), SETTLE_SECONDS_MAX
+        )
+        for events in logs:
+            _check_log(events)
+        statements = [await _closed_statement(client, run_id) for run_id in run_ids]
+        again = [await _whole_log(client, run_id) for run_id in run_ids]
+
+    # An operator's question: how did they end? All by themselves, whatever was killed.
+    ends = Counter(RunState.Name(events[-1].finished.state) for events in logs)
+    assert ends == {"RUN_STATE_SUCCEEDED": len(run_ids)}
+    assert [[e.SerializeToString() for e in log] for log in again] == [
+        [e.SerializeToString() for e in log] for log in logs
+    ]
+    _check_bill(world, statements)
+    assert len(list(world.effects.iterdir())) == len(run_ids)
+
+
+async def _grant(client: AsyncClient) -> str:
+    accounts = {}
+    for kind in (AccountKind.ACCOUNT_KIND_FUNDING, AccountKind.ACCOUNT_KIND_SPENDING):
+        created = await client.ledger.CreateAccount(
+            CreateAccountRequest(
+                request_id=str(uuid.uuid4()), display_name="chaos", asset="USD", kind=kind
+            )
+        )
+        accounts[kind] = created.account.account_id
+    await client.ledger.Transfer(
+        TransferRequest(
+            request_id=str(uuid.uuid4()),
+            debit_account_id=accounts[AccountKind.ACCOUNT_KIND_FUNDING],
+            credit_account_id=accounts[AccountKind.ACCOUNT_KIND_SPENDING],
+            amount=Amount(asset="USD", value="1000"),
+        )
+    )
+    granted = await client.grants.CreateGrant(
+        CreateGrantRequest(
+            request_id=str(uuid.uuid4()),
+            graphs=["graph:execute:working"],
+            tools=[ToolPermission(tool="leave_mark")],
+            account_id=accounts[AccountKind.ACCOUNT_KIND_SPENDING],
+        )
+    )
+    return granted.grant.grant_id
+
+
+async def _start_all(client: AsyncClient, grant_id: str) -> list[str]:
+    """Starts the runs over the time of the chaos, repeating what was not answered."""
+    started = []
+    for number in range(RUNS):
+        request_id = str(uuid.uuid4())
+        deadline = time.monotonic() + SETTLE_SECONDS_MAX
+        while True:
+            try:
+                run = await client.start_run(
+                    "working", grant_id, {"number": number}, request_id=request_id
+                )
+                break
+            except CogniError as error:
+                if not isinstance(error, Unavailable) and error.reason != "DEADLINE_EXCEEDED":
+                    raise
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.2)
+        started.append(run.run_id)
+        await asyncio.sleep(CHAOS_SECONDS / RUNS / 2)
+    return started
+
+
+async def _kill_at_random(stack: Embedded, dice: random.Random) -> None:
+    deadline = time.monotonic() + CHAOS_SECONDS
+    while time.monotonic() < deadline:
+        await asyncio.sleep(dice.uniform(*PAUSE_SECONDS))
+        victim = dice.choice(VICTIMS)
+        for pid in _processes(stack.process.pid, victim):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        sys.stdout.write(f"killed {victim}\n")
+
+
+def _processes(root: int, words: str) -> list[int]:
+    """The stack's processes with these words in their command line."""
+    from bench.stack import descendants
+
+    found = []
+    for pid in descendants(root):
+        with contextlib.suppress(OSError):
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            if f"{words} " in f"{command} " and "launch.py" not in command:
+                found.append(pid)
+    return found
+
+
+async def _whole_log(client: AsyncClient, run_id: str) -> list[RunEvent]:
+    return [event async for event in client.watch_run(run_id)]
+
+
+def _check_log(events: list[RunEvent]) -> None:
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    assert [e.seq for e in events if e.HasField("finished")] == [events[-1].seq]
+
+
+async def _closed_statement(client: AsyncClient, run_id: str) -> RunStatement:
+    """The run's statement once the Ledger has every unit the events speak of."""
+    expected = {
+        event.usage.call_id
+        for event in [e async for e in client.watch_run(run_id)]
+        if event.HasField("usage")
+    }
+    deadline = time.monotonic() + SETTLE_SECONDS_MAX
+    while True:
+        with contextlib.suppress(Unavailable):
+            request = GetRunStatementRequest(run_id=run_id, page_size=1000)
+            found = (await client.ledger.GetRunStatement(request)).statement
+            known = {charge.unit.source_reference for charge in found.charges}
+            if expected <= known and not await _pending(client, run_id):
+                return found
+        assert time.monotonic() < deadline, f"charges of {run_id} are missing"
+        await asyncio.sleep(0.5)
+
+
+async def _pending(client: AsyncClient, run_id: str) -> int:
+    from cogni.executor.v1.executor_service_pb2 import GetRunRequest
+
+    return (await client.executor.GetRun(GetRunRequest(run_id=run_id))).run.usage.pending_units
+
+
+def _check_bill(world: World, statements: list[RunStatement]) -> None:
+    metered = world.metered()
+    calls = [
+        charge
+        for statement in statements
+        for charge in statement.charges
+        if charge.unit.HasField("llm_call")
+    ]
+    references = [charge.unit.source_reference for charge in calls]
+    assert len(references) == len(set(references))
+    exact = [charge for charge in calls if not charge.unit.estimated]
+    billed = {}
+    for charge in exact:
+        counts = {c.kind: c.count for c in charge.unit.llm_call.token_counts}
+        pair = (counts[TokenKind.TOKEN_KIND_INPUT], counts[TokenKind.TOKEN_KIND_OUTPUT])
+        billed[charge.unit.llm_call.provider_response_id] = pair
+    # Every exact charge is a call the provider metered, token for token, and none is billed twice.
+    assert len(billed) == len(exact)
+    assert billed.items() <= metered.items()
+    # What the provider metered and we have no figures of is there all the same, as an estimate.
+    assert len(metered) - len(billed) <= len(calls) - len(exact)
+
+
+async def test_a_client_that_was_cut_off_reads_on_where_it_was(world: World) -> None:
+    async with AsyncClient(world.stack.settings()) as client:
+        grant_id = await _grant(client)
+        run = await client.start_run("working", grant_id, {"number": -1})
+        read: list[RunEvent] = []
+        async for event in client.watch_run(run.run_id):
+            read.append(event)
+            if len(read) == 3:
+                for pid in _processes(world.stack.process.pid, "services.executor"):
+                    os.kill(pid, signal.SIGKILL)
+        request = WatchRunRequest(run_id=run.run_id)
+        whole = [e async for batch in client.executor.WatchRun(request) for e in batch.events]
+
+    assert [e.SerializeToString() for e in read] == [e.SerializeToString() for e in whole]

@@ -1,0 +1,96 @@
+"""What the Executor's streams tell is heard once, by one process at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from services.runtime.ids import new_id
+from services.scheduler.schedules import ScheduleState, StateReason
+from services.scheduler.slot_records import SlotReason, SlotState
+from services.scheduler.store import streams
+from services.scheduler.use_cases.following import LEASE, followers
+
+
+async def test_a_revoked_grant_stops_its_schedules_and_what_waits(world: Any) -> None:
+    grant_id = world.executor.grant()
+    stopped = await world.create(grant_id=grant_id, overlap_policy="OVERLAP_POLICY_BUFFER_ALL")
+    other = await world.create()
+    await world.fire(stopped)
+    await world.deliver()
+    await world.fire(stopped)
+    await world.fire(stopped)
+
+    await world.executor.revoke(grant_id)
+    await world.hear("grants")
+
+    now_kept = await world.get(stopped)
+    assert (now_kept.state, now_kept.state_reason) == (
+        ScheduleState.PAUSED,
+        StateReason.GRANT_REVOKED,
+    )
+    first, *rest = await world.slots(stopped)
+    assert first.state is SlotState.STARTED
+    assert {(slot.state, slot.reason) for slot in rest} == {
+        (SlotState.CANCELLED, SlotReason.GRANT_UNUSABLE)
+    }
+    assert (await world.get(other)).state is ScheduleState.ACTIVE
+    await world.deliver()
+    assert len(world.executor.runs) == 1
+
+
+async def test_a_revocation_that_comes_before_the_word_of_it_refuses_the_start(world: Any) -> None:
+    grant_id = world.executor.grant()
+    schedule = await world.create(grant_id=grant_id)
+    await world.fire(schedule)
+    await world.executor.revoke(grant_id)
+    await world.deliver()
+    [slot] = await world.slots(schedule)
+    assert (slot.state, slot.reason) == (SlotState.REFUSED, SlotReason.GRANT_UNUSABLE)
+    assert (await world.get(schedule)).state_reason is StateReason.GRANT_REVOKED
+
+
+async def test_cursor_and_effects_commit_together(world: Any) -> None:
+    schedule = await world.create()
+    await world.fire(schedule)
+    await world.deliver()
+    [slot] = await world.slots(schedule)
+    await world.executor.end(slot.run_id)
+    usurper = new_id()
+
+    follower = world.followers["runs"]
+    cursor = await follower._take()
+    batch = await anext(world.client.watch_runs(cursor))
+    await world.pass_time(LEASE)
+    async with world.db.jobs() as tx:
+        assert await streams.take(tx, "runs", usurper, LEASE) == ""
+    assert not await follower._handle(batch)
+
+    [unheard] = await world.slots(schedule)
+    assert not unheard.run_finished
+    async with world.db.jobs() as tx:
+        assert await streams.take(tx, "runs", usurper, LEASE) == ""
+
+
+async def test_a_stream_has_one_follower_at_a_time(world: Any) -> None:
+    first = world.followers["runs"]
+    second = followers(world.db, world.client, lambda: None)["runs"]
+    assert await first._take() == ""
+    assert await second._take() is None
+    assert await first._take() == ""
+    await first._release()
+    assert await second._take() == ""
+
+
+async def test_runs_of_other_tenants_and_unknown_schedules_are_passed_over(world: Any) -> None:
+    schedule = await world.create()
+    await world.fire(schedule)
+    await world.deliver()
+    [slot] = await world.slots(schedule)
+    run = world.executor.runs[slot.run_id]
+    run.tenant_id = "other"
+    await world.executor.end(slot.run_id)
+    run.origin.schedule.schedule_id = new_id()
+    await world.executor.end(slot.run_id)
+    await world.hear()
+    [slot] = await world.slots(schedule)
+    assert not slot.run_finished
