@@ -13,7 +13,7 @@ from services.executor.access import ACCESS
 from services.executor.adapters import connections as connections_adapter
 from services.executor.adapters import ledger as ledger_adapter
 from services.executor.adapters.connections import ConnectionsClient
-from services.executor.adapters.ledger import LedgerClient
+from services.executor.adapters.ledger import GrantableResources, LedgerClient
 from services.executor.hinting import ACTOR, QUEUE
 from services.executor.rules import RULES
 from services.executor.server import (
@@ -27,6 +27,7 @@ from services.executor.server import (
 from services.executor.settings import ExecutorSettings
 from services.executor.store import owed
 from services.executor.use_cases.backing import Backing
+from services.executor.use_cases.check_resources import Resources
 from services.executor.use_cases.deliver_usage import Ledger, UsageDelivery
 from services.executor.use_cases.mint_run_token import Sign
 from services.executor.use_cases.reap import Reaper, WakeUp
@@ -55,6 +56,7 @@ class Surroundings:
     listener: Listener
     drain: Drain
     ledger: Ledger
+    resources: Resources
     #: What the relay does with each topic of the outbox.
     handlers: Mapping[str, Handler]
     wake_up: WakeUp
@@ -83,7 +85,7 @@ def application(around: Surroundings, telemetry: Telemetry) -> Application:
             ),
             Registration(
                 add_GrantServiceServicer_to_server,
-                GrantServicer(on, watching),
+                GrantServicer(on, watching, around.resources),
                 "cogni.executor.v1.GrantService",
             ),
             Registration(
@@ -119,14 +121,16 @@ async def compose(process: Process[ExecutorSettings]) -> AsyncIterator[Applicati
         "connections",
         safe_methods=connections_adapter.SAFE_METHODS,
     )
+    ledger_client, connections_client = LedgerClient(ledger), ConnectionsClient(connections)
     around = Surroundings(
         database=database,
         listener=Listener(database.url, application_name="cogni-executor"),
         drain=process.drain,
-        ledger=LedgerClient(ledger),
+        ledger=ledger_client,
+        resources=GrantableResources(connections_client, ledger_client),
         handlers={
             owed.WAKE_UP: hints.handler(QUEUE, ACTOR, lambda entry: [entry.payload["run_id"]]),
-            owed.REVOKE_LEASES: ConnectionsClient(connections).revoke_leases,
+            owed.REVOKE_LEASES: connections_client.revoke_leases,
         },
         wake_up=_wake_up(hints),
         sign=signer(key),

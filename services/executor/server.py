@@ -23,6 +23,7 @@ from services.executor.events import spliced
 from services.executor.store import changes
 from services.executor.use_cases import grant, read, watch_run
 from services.executor.use_cases.backing import Backing
+from services.executor.use_cases.check_resources import Resources
 from services.executor.use_cases.mint_run_token import Sign, mint_run_token
 from services.executor.use_cases.start_run import start_run
 from services.executor.use_cases.stop_run import cancel_run
@@ -171,15 +172,20 @@ class ExecutorServicer(executor_grpc.ExecutorServiceServicer):
 class GrantServicer(grant_grpc.GrantServiceServicer):
     """The grants that runs act under."""
 
-    def __init__(self, on: Backing, watching: Watching) -> None:
+    def __init__(self, on: Backing, watching: Watching, resources: Resources) -> None:
         self._on = on
         self._watching = watching
+        self._resources = resources
 
     async def CreateGrant(
         self, request: grant_messages.CreateGrantRequest, context: Context
     ) -> grant_messages.CreateGrantResponse:
         created = await grant.create_grant(
-            self._on, current_caller(), request.request_id, grants.grant_request(request)
+            self._on,
+            self._resources,
+            current_caller(),
+            request.request_id,
+            grants.grant_request(request),
         )
         return grant_messages.CreateGrantResponse(grant=grants.grant_to_proto(created))
 

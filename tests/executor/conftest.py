@@ -32,9 +32,11 @@ from services.executor.store import events, graphs, runs
 from services.executor.usage import Closing, SettledUnit
 from services.runtime.database import Database
 from services.runtime.drain import Drain
+from services.runtime.errors import ErrorKind, PeerError
 from services.runtime.ids import new_id
 from services.runtime.listen import Listener
 from services.runtime.outbox import Entry
+from services.runtime.pools import DatabaseLimits
 from services.runtime.server import Application
 from services.runtime.settings import TelemetrySettings
 from services.runtime.telemetry import start_telemetry
@@ -45,6 +47,8 @@ from tests.plugins.serving import Served, ServeService
 GRAPH = "digest"
 SCOPES = ("runs:read", "runs:write", "grants:read", "grants:write", "audit:read")
 LEASE = timedelta(seconds=30)
+# As many as a server has by default, and time for a machine that does other things too.
+LIMITS = DatabaseLimits(raw_connections_max=10, wait_for_connection=timedelta(seconds=30))
 
 
 @dataclass
@@ -64,6 +68,24 @@ class RecordingLedger:
 
 
 @dataclass
+class OwnedResources:
+    """Stands for Connections and the Ledger: what is listed belongs to somebody else."""
+
+    foreign: set[str] = field(default_factory=set)
+    missing: set[str] = field(default_factory=set)
+
+    async def may_grant(self, tenant_id: str, subject: str, connection_id: str) -> bool:
+        if connection_id in self.missing:
+            raise PeerError("connections", ErrorKind.NOT_FOUND, "NOT_FOUND", "not there")
+        return connection_id not in self.foreign
+
+    async def may_spend(self, tenant_id: str, subject: str, account_id: str) -> bool:
+        if account_id in self.missing:
+            raise PeerError("ledger", ErrorKind.NOT_FOUND, "NOT_FOUND", "not there")
+        return account_id not in self.foreign
+
+
+@dataclass
 class World:
     """One Executor server, its database, and callers of it."""
 
@@ -72,6 +94,7 @@ class World:
     application: Application
     identities: Identities
     ledger: RecordingLedger
+    resources: OwnedResources
     drain: Drain
     hints: asyncio.Queue[str]
     revocations: asyncio.Queue[str]
@@ -195,7 +218,9 @@ async def world(
     database: DatabaseFactory, serve_service: ServeService, identities: Identities
 ) -> World:
     """A running Executor that knows the graph, with all its loops."""
-    return await _world(await database("executor"), serve_service, identities, loops=None)
+    return await _world(
+        await database("executor", limits=LIMITS), serve_service, identities, loops=None
+    )
 
 
 @pytest.fixture
@@ -203,14 +228,16 @@ async def quiet_world(
     database: DatabaseFactory, serve_service: ServeService, identities: Identities
 ) -> World:
     """A running Executor that does nothing by itself: the test does what the loops would."""
-    return await _world(await database("executor"), serve_service, identities, loops=QUIET_LOOPS)
+    return await _world(
+        await database("executor", limits=LIMITS), serve_service, identities, loops=QUIET_LOOPS
+    )
 
 
 async def _world(
     db: Database, serve_service: ServeService, identities: Identities, loops: frozenset[str] | None
 ) -> World:
     await publish(db, Graph(GRAPH, "r1"))
-    drain, ledger = Drain(), RecordingLedger()
+    drain, ledger, resources = Drain(), RecordingLedger(), OwnedResources()
     hints: asyncio.Queue[str] = asyncio.Queue()
     revocations: asyncio.Queue[str] = asyncio.Queue()
 
@@ -231,6 +258,7 @@ async def _world(
         listener=Listener(db.url),
         drain=drain,
         ledger=ledger,
+        resources=resources,
         handlers={"wake_up": wake_up, "revoke_leases": revoke_leases},
         wake_up=hint,
         sign=signer(identities.keys["executor"]),
@@ -241,7 +269,9 @@ async def _world(
     kept = {name: loop for name, loop in whole.loops.items() if loops is None or name in loops}
     served_application = replace(whole, loops=kept)
     served = await serve_service("executor", served_application, drain=drain)
-    return World(db, served, served_application, identities, ledger, drain, hints, revocations)
+    return World(
+        db, served, served_application, identities, ledger, resources, drain, hints, revocations
+    )
 
 
 async def publish(db: Database, *published: Graph, tenant_id: str = EVERY_TENANT) -> None:

@@ -73,6 +73,32 @@ async def test_a_repeated_request_makes_one_grant_and_another_content_is_refused
     assert refusal.reason == "REQUEST_ID_REUSED"
 
 
+@pytest.mark.parametrize("resource", ["connection", "account"])
+@pytest.mark.parametrize("fault", ["foreign", "missing"])
+async def test_a_grant_names_only_what_its_creator_may_grant(
+    world: World, resource: str, fault: str
+) -> None:
+    theirs, mine = new_id(), new_id()
+    getattr(world.resources, fault).add(theirs)
+    naming = {"connection_ids": [mine, theirs]} if resource == "connection" else {}
+    naming = naming or {"account_id": theirs}
+
+    refusal = await refused(world.grants().CreateGrant(grant_request(**naming)))
+
+    assert refusal.reason == {"foreign": "RESOURCE_NOT_OWNED", "missing": "NOT_FOUND"}[fault]
+    assert (refusal.info.metadata["resource"], refusal.info.metadata["id"]) == (resource, theirs)
+    assert not (await world.grants().ListGrants(grant_pb.ListGrantsRequest())).grants
+
+
+async def test_a_repeat_returns_the_grant_whatever_became_of_what_it_names(world: World) -> None:
+    request = grant_request(connection_ids=[new_id()])
+    first = await world.grants().CreateGrant(request)
+
+    world.resources.missing.update(request.connection_ids)
+
+    assert (await world.grants().CreateGrant(request)).grant == first.grant
+
+
 async def test_revoking_denies_queued_and_waiting_runs_and_stops_running_ones(
     world: World,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Tells Connections which grants have ended."""
+"""Asks Connections who may grant what, and tells it which grants have ended."""
 
 import grpc.aio
 
@@ -6,7 +6,10 @@ from cogni.connections.v1 import connections_service_pb2, connections_service_pb
 from services.runtime.channels import acting_for
 from services.runtime.outbox import Entry
 
-SAFE_METHODS = ("/cogni.connections.v1.ConnectionsService/RevokeLeases",)
+SAFE_METHODS = (
+    "/cogni.connections.v1.ConnectionsService/RevokeLeases",
+    "/cogni.connections.v1.ConnectionsService/GetConnection",
+)
 
 
 class ConnectionsClient:
@@ -23,3 +26,10 @@ class ConnectionsClient:
             )
             with acting_for(entry.tenant_id):
                 await self._connections.RevokeLeases(request)
+
+    async def may_grant(self, tenant_id: str, subject: str, connection_id: str) -> bool:
+        """Whether the subject owns the connection or has its owner's consent."""
+        request = connections_service_pb2.GetConnectionRequest(connection_id=connection_id)
+        with acting_for(tenant_id, subject):
+            response = await self._connections.GetConnection(request)
+        return response.connection.caller_may_grant

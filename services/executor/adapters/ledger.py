@@ -1,4 +1,4 @@
-"""Tells the Ledger what was used, as the service that may."""
+"""Tells the Ledger what was used, as the service that may, and asks whose an account is."""
 
 from collections.abc import Sequence
 from enum import StrEnum
@@ -6,6 +6,7 @@ from enum import StrEnum
 import grpc.aio
 
 from cogni.ledger.v1 import ledger_service_pb2, ledger_service_pb2_grpc, usage_pb2
+from services.executor.adapters.connections import ConnectionsClient
 from services.executor.convert.usage import unit_to_proto
 from services.executor.usage import Closing, SettledUnit
 from services.runtime.channels import acting_for
@@ -13,6 +14,7 @@ from services.runtime.channels import acting_for
 SAFE_METHODS = (
     "/cogni.ledger.v1.LedgerService/RecordUsage",
     "/cogni.ledger.v1.LedgerService/CloseRun",
+    "/cogni.ledger.v1.LedgerService/GetAccount",
 )
 
 
@@ -54,3 +56,18 @@ class LedgerClient:
         )
         with acting_for(closing.tenant_id):
             await self._ledger.CloseRun(request)
+
+    async def may_spend(self, tenant_id: str, subject: str, account_id: str) -> bool:
+        """Whether the account belongs to the subject."""
+        request = ledger_service_pb2.GetAccountRequest(account_id=account_id)
+        with acting_for(tenant_id, subject):
+            response = await self._ledger.GetAccount(request)
+        return response.account.owner == subject
+
+
+class GrantableResources:
+    """What Connections and the Ledger know of the things a grant names."""
+
+    def __init__(self, connections: ConnectionsClient, ledger: LedgerClient) -> None:
+        self.may_grant = connections.may_grant
+        self.may_spend = ledger.may_spend

@@ -100,9 +100,15 @@ async def create(
         request.expire_time,
         json.dumps(request.labels),
     )
+    known = await by_request(tx, tenant_id, request_id)
+    assert known is not None, "created by this or an earlier transaction"
+    return known
+
+
+async def by_request(tx: Connection, tenant_id: str, request_id: str) -> KnownGrant | None:
+    """Return the grant that the request_id made, None when it made none."""
     row = await tx.fetchrow(_BY_REQUEST, tenant_id, request_id)
-    assert row is not None, "created by this or an earlier transaction"
-    return KnownGrant(_grant(row), row["content_hash"])
+    return None if row is None else KnownGrant(_grant(row), row["content_hash"])
 
 
 async def get(tx: Connection, grant_id: str) -> Grant | None:

@@ -28,7 +28,15 @@ _CLAIM_KEY = """
 INSERT INTO run_keys (tenant_id, request_id, content_hash, run_id, create_time)
 VALUES ($1, $2, $3, $4, cogni_now()) ON CONFLICT DO NOTHING RETURNING cogni_now() AS time
 """
-_KEY = "SELECT content_hash, run_id FROM run_keys WHERE tenant_id = $1 AND request_id = $2"
+# A repeat of a busy caller: one round trip, and the run may be gone while its key stays.
+_EARLIER = """
+SELECT run_keys.content_hash, run_keys.run_id AS used_run_id, runs.*,
+    run_leases.next_seq - 1 AS last_seq
+FROM run_keys
+    LEFT JOIN runs ON runs.run_id = run_keys.run_id
+    LEFT JOIN run_leases ON run_leases.run_id = run_keys.run_id
+WHERE run_keys.tenant_id = $1 AND run_keys.request_id = $2
+"""
 
 # One statement, so that no run can be seen without its lease and its first event.
 _CREATE = """
@@ -116,6 +124,7 @@ class KeyUse:
 
     content_hash: bytes
     run_id: str
+    run: Run | None
 
 
 @dataclass(frozen=True)
@@ -142,9 +151,12 @@ async def claim_key(
 
 
 async def key_use(tx: Connection, tenant_id: str, request_id: str) -> KeyUse | None:
-    """Return what the request_id was used for, None when it was not."""
-    row = await tx.fetchrow(_KEY, tenant_id, request_id)
-    return None if row is None else KeyUse(row["content_hash"], str(row["run_id"]))
+    """Return what the request_id was used for, None when it was not; `run` may be gone."""
+    row = await tx.fetchrow(_EARLIER, tenant_id, request_id)
+    if row is None:
+        return None
+    run = None if row["state"] is None else run_of(row, whole=True)
+    return KeyUse(row["content_hash"], str(row["used_run_id"]), run)
 
 
 async def create(

@@ -6,6 +6,7 @@ from services.executor.permissions import permissions_to_json
 from services.executor.runs import Cancellation, CancelReason
 from services.executor.store import audit, events, grants, owed
 from services.executor.use_cases.backing import Backing, current_traceparent, trace_id_of
+from services.executor.use_cases.check_resources import Resources, check_resources
 from services.executor.use_cases.stop_run import stop_runs_under
 from services.runtime.caller import Caller
 from services.runtime.errors import not_found, reused_request_id
@@ -13,11 +14,20 @@ from services.runtime.ids import new_id
 
 
 async def create_grant(
-    on: Backing, caller: Caller, request_id: str, request: GrantRequest
+    on: Backing, resources: Resources, caller: Caller, request_id: str, request: GrantRequest
 ) -> Grant:
-    """Create a grant owned by the caller, or return the one of an earlier same call."""
+    """Create a grant owned by the caller, or return the one of an earlier same call.
+
+    Raises RESOURCE_NOT_OWNED when it names what the caller has no say over.
+    """
     grant_id = new_id()
     content_hash = request.content_hash(caller.owner, permissions_to_json(request.tools))
+    async with on.database.raw_tenant(caller.tenant_id) as tx:
+        known_before = await grants.by_request(tx, caller.tenant_id, request_id)
+    if known_before is None:
+        # Outside the transaction, which must not wait for another service; and not for repeats,
+        # which succeed whatever has become of the resources.
+        await check_resources(resources, caller, request)
     async with on.database.raw_tenant(caller.tenant_id) as tx:
         known = await grants.create(
             tx, grant_id, caller.tenant_id, request_id, caller.owner, request

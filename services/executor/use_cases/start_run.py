@@ -81,10 +81,9 @@ async def _earlier_run(tx: events.Connection, start: _Start, content_hash: bytes
     assert use is not None, "its key made the claim fail"
     if use.content_hash != content_hash:
         raise reused_request_id(start.request_id)
-    run = await runs.get(tx, use.run_id)
-    if run is None:
+    if use.run is None:
         raise not_found("run", use.run_id)
-    return await runs.details(tx, run)
+    return await runs.details(tx, use.run) if use.run.attempt else use.run
 
 
 async def _allowing_grant(tx: events.Connection, start: _Start) -> Grant:
