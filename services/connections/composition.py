@@ -18,8 +18,9 @@ from services.connections.providers.catalogue import Catalogue
 from services.connections.renewal import RenewalLimits
 from services.connections.rules import RULES
 from services.connections.server import ConnectionsServicer, UseCases
-from services.connections.settings import ConnectionsSettings, database_limits, key_ring
-from services.connections.store import changes
+from services.connections.settings import ConnectionsSettings, key_ring, redirects
+from services.connections.store import authorizations, changes
+from services.connections.use_cases.authorizations import Authorizations, Redirects
 from services.connections.use_cases.changes import Changes
 from services.connections.use_cases.checkups import Checkups
 from services.connections.use_cases.connections import Connections
@@ -32,6 +33,7 @@ from services.runtime.command import Process
 from services.runtime.database import Database
 from services.runtime.drain import Drain
 from services.runtime.listen import Listener
+from services.runtime.pools import DatabaseLimits
 from services.runtime.server import Application, Registration
 
 SERVICE = "cogni.connections.v1.ConnectionsService"
@@ -61,6 +63,7 @@ class Choices:
     egress_rules: EgressRules = field(default_factory=EgressRules)
     provider_timeout: timedelta = timedelta(seconds=10)
     operator_tenant: str = ""
+    redirects: Redirects = field(default_factory=Redirects)
 
 
 def compose(
@@ -85,13 +88,14 @@ def compose(
         database=database,
         catalogue=catalogue,
         connections=Connections(database, vault, catalogue, egress, rules),
+        authorizations=Authorizations(database, vault, catalogue, egress, rules, choices.redirects),
         changes=Changes(database, vault, catalogue, egress, rules),
         checkups=Checkups(database, vault, catalogue, egress, sessions),
         leases=Leases(database, vault, catalogue, sessions),
         key_rotations=KeyRotations(database, keys, operator_tenant=choices.operator_tenant),
         watching=Watching(database, listener, drain),
     )
-    servicer = ConnectionsServicer(does)  # type: ignore[abstract]  # the runtime answers the rest
+    servicer = ConnectionsServicer(does)
     application = Application(
         registrations=(
             Registration(stubs.add_ConnectionsServiceServicer_to_server, servicer, SERVICE),
@@ -119,6 +123,7 @@ async def _sweep(database: Database, leases: Leases) -> None:
     await leases.sweep()
     async with database.jobs() as tx:
         await changes.sweep(tx)
+        await authorizations.sweep(tx)
 
 
 async def _rotate(rotations: KeyRotations) -> None:
@@ -135,7 +140,7 @@ async def open_application(process: Process[ConnectionsSettings]) -> AsyncIterat
         settings.database_url.get_secret_value(),
         ConnectionsSettings.service,
         application_name="cogni-connections",
-        limits=database_limits(settings),
+        limits=DatabaseLimits.of(settings),
     )
     parts = compose(
         database,
@@ -144,6 +149,7 @@ async def open_application(process: Process[ConnectionsSettings]) -> AsyncIterat
             egress_rules=EgressRules.parse(settings.egress_allow),
             provider_timeout=timedelta(seconds=settings.provider_timeout_seconds),
             operator_tenant=settings.operator_tenant,
+            redirects=redirects(settings),
         ),
         process.drain,
     )

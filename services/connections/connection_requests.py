@@ -58,6 +58,28 @@ class UpdateWanted:
 
 
 @dataclass(frozen=True, slots=True)
+class NewConnectionWanted:
+    """What a connection made by an authorization will be."""
+
+    provider: str
+    display_name: str
+    labels: Mapping[str, str]
+    settings: Mapping[str, Any]
+    client_secret: str = field(repr=False)
+    consent_subjects: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the client's secret."""
+        return {
+            "provider": self.provider,
+            "display_name": self.display_name,
+            "labels": dict(self.labels),
+            "settings": dict(self.settings),
+            "consent_subjects": sorted(set(self.consent_subjects)),
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class ConnectionFilter:
     """Which connections to list; empty fields stand for all."""
 

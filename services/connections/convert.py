@@ -16,11 +16,13 @@ from cogni.connections.v1 import (
     provider_pb2,
 )
 from services.connections.access_log import Head, Record, RecordFilter
+from services.connections.authorization import BeginWanted
 from services.connections.checkup import Check
 from services.connections.connection import Change, Connection
 from services.connections.connection_requests import (
     ConnectionFilter,
     CreateWanted,
+    NewConnectionWanted,
     UpdateWanted,
 )
 from services.connections.credential import (
@@ -169,6 +171,28 @@ def create_wanted(request: messages.CreateConnectionRequest) -> CreateWanted:
         secret=secret_from(request.secret),
         consent_subjects=tuple(request.consent_subjects),
         skip_check=request.skip_check,
+    )
+
+
+def begin_wanted(request: messages.BeginAuthorizationRequest) -> BeginWanted:
+    """What BeginAuthorization asks for."""
+    new = request.new_connection if request.WhichOneof("target") == "new_connection" else None
+    return BeginWanted(
+        request_id=request.request_id,
+        connection_id=request.connection_id,
+        new=NewConnectionWanted(
+            provider=new.provider,
+            display_name=new.display_name,
+            labels=dict(new.labels),
+            settings=from_struct(new.settings),
+            client_secret=new.client_secret,
+            consent_subjects=tuple(new.consent_subjects),
+        )
+        if new is not None
+        else None,
+        scopes=tuple(request.scopes),
+        redirect_uri=request.redirect_uri,
+        return_uri=request.return_uri,
     )
 
 

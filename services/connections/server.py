@@ -11,6 +11,7 @@ from cogni.connections.v1 import connections_service_pb2_grpc as stubs
 from services.connections import convert
 from services.connections.providers.catalogue import Catalogue
 from services.connections.use_cases.access_records import list_records
+from services.connections.use_cases.authorizations import Authorizations
 from services.connections.use_cases.changes import Changes
 from services.connections.use_cases.checkups import Checkups
 from services.connections.use_cases.connections import Connections
@@ -30,6 +31,7 @@ class UseCases:
     database: Database
     catalogue: Catalogue
     connections: Connections
+    authorizations: Authorizations
     changes: Changes
     checkups: Checkups
     leases: Leases
@@ -130,6 +132,29 @@ class ConnectionsServicer(stubs.ConnectionsServiceServicer):
         )
         return messages.RefreshConnectionResponse(
             connection=convert.connection_message(connection, caller.owner), refreshed=refreshed
+        )
+
+    async def BeginAuthorization(
+        self, request: messages.BeginAuthorizationRequest, context: Any
+    ) -> messages.BeginAuthorizationResponse:
+        """Start connecting through a provider's page."""
+        begun = await self._do.authorizations.begin(current_caller(), convert.begin_wanted(request))
+        return messages.BeginAuthorizationResponse(
+            authorization_id=begun.authorization_id,
+            authorization_url=begun.url,
+            expire_time=convert.to_time(begun.expire_time),
+        )
+
+    async def CompleteAuthorization(
+        self, request: messages.CompleteAuthorizationRequest, context: Any
+    ) -> messages.CompleteAuthorizationResponse:
+        """Finish with what the provider sent back."""
+        caller = current_caller()
+        made = await self._do.authorizations.complete(
+            caller, request.state, request.issuer, code=request.code, error=request.error
+        )
+        return messages.CompleteAuthorizationResponse(
+            connection=convert.connection_message(made, caller.owner)
         )
 
     async def RotateKeys(

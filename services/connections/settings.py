@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
 from typing import ClassVar
 
 from pydantic import SecretStr
 
 from services.connections.egress_rules import EgressRules
 from services.connections.keyring import KeyRing, KeyRingError, parse_key_ring
+from services.connections.use_cases.authorizations import Redirects
 from services.runtime.command import ServiceProcessSettings
-from services.runtime.pools import DatabaseLimits
-from services.runtime.settings import (
-    SettingsError,
-    own,
-)
+from services.runtime.settings import SettingsError, own
 
 
 class ConnectionsSettings(ServiceProcessSettings):
@@ -42,6 +38,19 @@ class ConnectionsSettings(ServiceProcessSettings):
         pattern=r"([a-z0-9][a-z0-9-]{0,62})?",
     )
 
+    callback_url: str = own(
+        "",
+        "Public URL of the callback process (python -m services.connections callback), as it is "
+        "registered at the providers; unset, callers bring a redirect URI of their own.",
+        pattern=r"(https?://.+)?",
+    )
+    redirect_uris: str = own(
+        "", "Redirect URIs that callers may use instead, exact and separated by commas."
+    )
+    return_uris: str = own(
+        "", "Where the callback may send people afterwards, exact and separated by commas."
+    )
+
     def contradictions(self) -> Iterator[str]:
         yield from super().contradictions()
         try:
@@ -62,11 +71,14 @@ def key_ring(settings: ConnectionsSettings) -> KeyRing:
         raise SettingsError([f"COGNI_CONNECTIONS_KEYRING_FILE: {error}."]) from error
 
 
-def database_limits(settings: ConnectionsSettings) -> DatabaseLimits:
-    """What the process may take from its database."""
-    return DatabaseLimits(
-        app_connections_max=settings.database_pool_size,
-        statement=timedelta(seconds=settings.database_statement_timeout_seconds),
-        lock=timedelta(seconds=settings.database_lock_timeout_seconds),
-        idle_in_transaction=timedelta(seconds=settings.database_idle_timeout_seconds),
+def redirects(settings: ConnectionsSettings) -> Redirects:
+    """Where people may be sent during an authorization."""
+    return Redirects(
+        settings.callback_url,
+        _listed(settings.redirect_uris),
+        _listed(settings.return_uris),
     )
+
+
+def _listed(text: str) -> frozenset[str]:
+    return frozenset(part.strip() for part in text.split(",") if part.strip())

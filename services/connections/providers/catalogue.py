@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping
 
 from services.connections.providers.api_key import API_KEY
 from services.connections.providers.bluesky import BLUESKY
+from services.connections.providers.oauth2 import OAUTH2
 from services.connections.providers.provider import Provider
 from services.runtime.errors import ErrorKind, ServiceError
 
 _SERVER_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
-BUILT_IN = (BLUESKY, API_KEY)
+BUILT_IN = (BLUESKY, API_KEY, OAUTH2)
 
 
 class Catalogue:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, ClassVar, Protocol
@@ -98,14 +98,60 @@ class Lend(Protocol):
 class SecretRule:
     """The fields that a secret of one kind has, each with its greatest length in characters."""
 
-    lengths: Mapping[str, int]
+    required: Mapping[str, int]
+    optional: Mapping[str, int] = field(default_factory=dict)
 
 
 SECRET_RULES: Mapping[AuthKind, SecretRule] = {
     AuthKind.API_KEY: SecretRule({"key": 8192}),
     AuthKind.APP_PASSWORD: SecretRule({"identifier": 320, "password": 1024}),
-    AuthKind.OAUTH2: SecretRule({"client_secret": 4096}),
+    AuthKind.OAUTH2: SecretRule(
+        {},
+        {
+            "access_token": 16384,
+            "refresh_token": 16384,
+            "expire_time": 40,
+            "client_secret": 4096,
+        },
+    ),
 }
+
+
+class OAuthFlow(Protocol):
+    """How a person authorises a connection at the provider's own page."""
+
+    def authorization_url(self, settings: Any, ask: AuthorizationAsk) -> str:
+        """The page to send the person to; pure."""
+        ...
+
+    def issuer(self, settings: Any) -> str:
+        """Who must have answered (RFC 9207); "" when the provider does not say."""
+        ...
+
+    async def exchange(
+        self, material: Material, grant: AuthorizationGrant, http: Http, now: datetime
+    ) -> Session:
+        """Exchange the code for the first session. Raises ProviderError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorizationAsk:
+    """What an authorization URL carries."""
+
+    redirect_uri: str
+    scopes: tuple[str, ...]
+    state: str = field(repr=False)
+    code_challenge: str
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorizationGrant:
+    """What the provider sent back, and the proof that it was sent to us (PKCE)."""
+
+    redirect_uri: str
+    code: str = field(repr=False)
+    code_verifier: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +175,7 @@ class Provider:
     sessions: Sessions | None = None
     restarts: bool = False
     probe: Probe | None = None
+    oauth: OAuthFlow | None = None
     renew_before: timedelta = timedelta(minutes=5)
     lease_before: timedelta = timedelta(seconds=30)
     credential_lifetime: timedelta | None = None
@@ -158,13 +205,36 @@ class Provider:
             return [Violation("secret", f"is required; {self.id} takes {self._kinds()}")]
         if secret.kind not in self.auth_kinds:
             return [Violation("secret", f"is of the wrong kind; {self.id} takes {self._kinds()}")]
-        path = f"secret.{secret.kind.value.lower()}"
-        lengths = SECRET_RULES[secret.kind].lengths
-        return [
+        path = f"secret.{_SECRET_FIELDS[secret.kind]}"
+        rule = SECRET_RULES[secret.kind]
+        violations = [
             Violation(f"{path}.{name}", complaint)
-            for name, value in secret.values.items()
-            if (complaint := _complaint(value, lengths.get(name, 8192)))
+            for name, length in (*rule.required.items(), *rule.optional.items())
+            if (value := secret.values.get(name, "")) or name in rule.required
+            if (complaint := _complaint(value, length))
         ]
+        if secret.kind is AuthKind.OAUTH2 and not (
+            secret.values.get("access_token") or secret.values.get("refresh_token")
+        ):
+            violations.append(
+                Violation(path, "needs an access_token or a refresh_token; or BeginAuthorization")
+            )
+        return violations
+
+    def kept_secret(self, secret: Secret | None) -> Secret | None:
+        """What of a given secret is stored as such: imported tokens become the session instead,
+        since a second copy of a rotating token would go stale."""
+        if secret is None or secret.kind is not AuthKind.OAUTH2:
+            return secret
+        client_secret = secret.values.get("client_secret", "")
+        if not client_secret:
+            return None
+        return replace(secret, values={"client_secret": client_secret})
+
+    def policy(self, settings: ProviderSettings) -> RefreshPolicy:
+        """The refresh policy of one connection; generic providers leave it to the settings."""
+        chosen = getattr(settings, "refresh_policy", None)
+        return RefreshPolicy(chosen) if chosen is not None else self.refresh_policy
 
     def url_violations(self, settings: ProviderSettings, rules: EgressRules) -> list[Violation]:
         """Settings whose URLs the egress rules forbid before any name is resolved."""
@@ -176,6 +246,13 @@ class Provider:
 
     def _kinds(self) -> str:
         return " or ".join(kind.value.lower() for kind in self.auth_kinds)
+
+
+_SECRET_FIELDS: Mapping[AuthKind, str] = {
+    AuthKind.API_KEY: "api_key",
+    AuthKind.APP_PASSWORD: "app_password",
+    AuthKind.OAUTH2: "oauth_tokens",
+}
 
 
 def _complaint(value: str, length_max: int) -> str | None:

@@ -25,7 +25,7 @@ from services.connections.providers.failures import ProviderError
 from services.connections.providers.http import Http
 from services.connections.providers.provider import Material, Provider, ProviderSettings
 from services.connections.renewal import renew_time
-from services.connections.secret import SECRET, SESSION, Secret, Session
+from services.connections.secret import SECRET, SESSION, AuthKind, Secret, Session
 from services.connections.store import access_log, connections, credentials, refreshes
 from services.connections.use_cases.sealed import Vault
 from services.connections.vault import Binding
@@ -111,7 +111,9 @@ class Changes:
     async def _tried(
         self, provider: Provider, settings: ProviderSettings, wanted: UpdateWanted, now: datetime
     ) -> Session | None:
-        if wanted.secret is None or provider.sessions is None or wanted.skip_check:
+        if wanted.secret is None or provider.sessions is None:
+            return None
+        if wanted.skip_check and wanted.secret.kind is not AuthKind.OAUTH2:
             return None
         try:
             return await provider.sessions.begin(Material(settings, wanted.secret), self._http, now)
@@ -156,7 +158,9 @@ class Changes:
         stored = await credentials.get(tx, tenant_id, connection_id)
         secret_generation, session_generation = stored.generations
         binding = Binding(tenant_id, connection_id, present.provider, SECRET, secret_generation + 1)
-        await credentials.put(tx, binding, await self._vault.seal_secret(binding, secret))
+        kept = provider.kept_secret(secret)
+        if kept is not None:
+            await credentials.put(tx, binding, await self._vault.seal_secret(binding, kept))
         if session is None:
             await credentials.remove_session(tx, tenant_id, connection_id)
         else:

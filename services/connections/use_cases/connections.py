@@ -19,7 +19,7 @@ from services.connections.providers.provider import (
     ProviderSettings,
 )
 from services.connections.renewal import renew_time
-from services.connections.secret import SECRET, SESSION, Session
+from services.connections.secret import SECRET, SESSION, AuthKind, Session
 from services.connections.store import access_log, connections, credentials, leases
 from services.connections.store.connections import NewConnection
 from services.connections.use_cases.sealed import Vault
@@ -156,10 +156,11 @@ class Connections:
             raise not_found("connection", connection_id)
         if stored.secret is not None and stored.secret.generation == 1:
             material = await self._vault.material(ProviderSettings(), stored)
+            given = self._catalogue.get(wanted.provider).kept_secret(wanted.secret)
             if (
                 material.secret is None
-                or wanted.secret is None
-                or (material.secret.to_bytes() != wanted.secret.to_bytes())
+                or given is None
+                or material.secret.to_bytes() != given.to_bytes()
             ):
                 raise reused_request_id(wanted.request_id)
         return found
@@ -167,7 +168,9 @@ class Connections:
     async def _first_session(
         self, provider: Provider, settings: ProviderSettings, wanted: CreateWanted, now: datetime
     ) -> Session | None:
-        if provider.sessions is None or wanted.skip_check or wanted.secret is None:
+        imported = wanted.secret is not None and wanted.secret.kind is AuthKind.OAUTH2
+        skip = wanted.skip_check and not imported
+        if provider.sessions is None or skip or wanted.secret is None:
             return None
         try:
             return await provider.sessions.begin(Material(settings, wanted.secret), self._http, now)
@@ -215,8 +218,9 @@ class Connections:
                     f"a tenant has at most {CONNECTIONS_PER_TENANT_MAX} connections",
                 )
             created = await connections.create(tx, tenant_id, new)
-            if wanted.secret is not None:
-                envelope = await self._vault.seal_secret(secret_binding, wanted.secret)
+            kept = provider.kept_secret(wanted.secret)
+            if kept is not None:
+                envelope = await self._vault.seal_secret(secret_binding, kept)
                 await credentials.put(tx, secret_binding, envelope)
             if session is not None:
                 await credentials.put(

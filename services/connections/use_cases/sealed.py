@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from services.connections import authorization
+from services.connections.authorization import Authorization, Proof
 from services.connections.keyring import KeyEncryption
 from services.connections.providers.provider import Material, ProviderSettings
 from services.connections.secret import SECRET, SESSION, Secret, Session
@@ -25,6 +27,18 @@ class Vault:
         """Seal what a provider gave."""
         assert binding.kind == SESSION
         return await seal(session.to_bytes(), binding, self._keys)
+
+    async def seal_proof(self, binding: Binding, proof: Proof) -> Envelope:
+        """Seal what only we know of an authorization."""
+        assert binding.kind == authorization.KIND
+        return await seal(proof.to_bytes(), binding, self._keys)
+
+    async def open_proof(self, stored: Authorization) -> Proof:
+        """Open it again. Raises ServiceError CREDENTIAL_UNREADABLE."""
+        try:
+            return Proof.from_bytes(await unseal(stored.envelope, stored.binding, self._keys))
+        except UnreadableError as error:
+            raise _unreadable(str(error)) from error
 
     async def material(self, settings: ProviderSettings, stored: StoredCredentials) -> Material:
         """Everything a provider works with. Raises ServiceError CREDENTIAL_UNREADABLE."""

@@ -285,7 +285,9 @@ class Sessions:
     async def _declare_dead(self, claimed: Claimed, failure: ProviderError) -> None:
         tenant_id = claimed.connection.tenant_id
         connection_id = claimed.connection.connection_id
-        reason = state_reason(failure, claimed.provider.refresh_policy, claimed.maybe_done)
+        reason = state_reason(
+            failure, claimed.provider.policy(claimed.material.settings), claimed.maybe_done
+        )
         async with self._database.tenant(tenant_id) as tx:
             head = await access_log.lock_head(tx, tenant_id)
             await refreshes.lock(tx, tenant_id, connection_id)
