@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from services.ledger.checkpoint import LogSigner
 from services.ledger.composition import compose
 from services.ledger.settings import LedgerSettings, MigrationSettings
 from services.runtime.database import Database
@@ -79,13 +80,14 @@ async def run(listen: Listen) -> None:
     )
     try:
         await _check(database)
+        drain = Drain()
         await serve(
-            compose(database, telemetry=telemetry),
+            compose(database, drain=drain, signer=_signer(settings), telemetry=telemetry),
             settings,
             listen,
             verifier=verifier,
             telemetry=telemetry,
-            drain=Drain(),
+            drain=drain,
         )
     finally:
         await database.close()
@@ -98,6 +100,15 @@ async def _check(database: Database) -> None:
         await check_migrated(database.url, _SCHEMA, _PACKAGE)
     except DatabaseUnusableError as error:
         raise StartError(str(error)) from error
+
+
+def _signer(settings: LedgerSettings) -> LogSigner | None:
+    if settings.log_key is None:
+        return None
+    try:
+        return LogSigner.from_pem(settings.log_key.get_secret_value(), settings.log_origin)
+    except ValueError as error:
+        raise StartError(f"COGNI_LEDGER_LOG_KEY_FILE holds no usable key: {error}.") from error
 
 
 def _limits(settings: LedgerSettings) -> DatabaseLimits:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from cogni.ledger.v1 import ledger_service_pb2_grpc
 from services.ledger.access import ACCESS
+from services.ledger.checkpoint import LogSigner
 from services.ledger.closing import Closing
 from services.ledger.correcting import Correcting
 from services.ledger.directory import Directory
+from services.ledger.following import Following
 from services.ledger.holding import Holding
 from services.ledger.posting import Poster
 from services.ledger.price_books import PriceBooks
 from services.ledger.price_list import PriceList
+from services.ledger.proving import Proving
 from services.ledger.recording import Recording
 from services.ledger.rules import RULES
 from services.ledger.server import LedgerServicer, Parts
@@ -23,7 +27,9 @@ from services.ledger.statements import Statements
 from services.ledger.transferring import Transferring
 from services.ledger.writer import Writer
 from services.runtime.database import Database
+from services.runtime.drain import Drain
 from services.runtime.ids import new_id
+from services.runtime.listen import Listener
 from services.runtime.server import Application, Registration
 from services.runtime.telemetry import Telemetry
 
@@ -45,12 +51,19 @@ class Meters:
 def compose(
     database: Database,
     *,
+    drain: Drain,
+    signer: LogSigner | None = None,
     telemetry: Telemetry | None = None,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     new_account_id: Callable[[], str] = new_id,
     nonces: Callable[[int], bytes] = secrets.token_bytes,
 ) -> Application:
-    """Return the application that serves `database`; the database must be migrated."""
+    """Return the application that serves `database`, which must be migrated.
+
+    Without a `signer` the log is kept and proofs are refused.
+    """
+    listener = Listener(database.url, application_name="cogni-ledger")
+    proving = Proving(database, signer, clock)
     writer = Writer(Poster(database, PriceBooks(), nonces).post)
     directory = Directory(database, new_account_id)
     meters = Meters()
@@ -64,15 +77,21 @@ def compose(
         recording=Recording(directory, writer, clock, meters.add_conflicts),
         holding=holding,
         closing=Closing(database, holding),
-        statements=Statements(database),
+        statements=Statements(database, clock),
         price_list=PriceList(database, new_id),
+        proving=proving,
+        following=Following(database, listener, proving, drain, time.monotonic),
     )
     # What the contract has and the servicer has not yet is answered NOT_IMPLEMENTED.
     servicer = LedgerServicer(parts)  # type: ignore[abstract]
     registration = Registration(
         ledger_service_pb2_grpc.add_LedgerServiceServicer_to_server, servicer, SERVICE
     )
-    loops = {"writer": writer.run, "expiry": holding.expire_forever}
+    loops = {
+        "writer": writer.run,
+        "expiry": holding.expire_forever,
+        "listener": listener.run,
+    }
     return Application((registration,), ACCESS, RULES, loops=loops)
 
 

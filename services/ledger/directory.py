@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from services.ledger.accounts import (
     SYSTEM_KINDS,
@@ -18,13 +18,14 @@ from services.ledger.accounts import (
 from services.ledger.assets import Asset
 from services.ledger.canonical import fingerprint
 from services.ledger.commands import request_key
-from services.ledger.store import accounts, keys
+from services.ledger.store import accounts, entries, keys, log
 from services.runtime.caller import Caller
 from services.runtime.database import Database
 from services.runtime.errors import not_found, reused_request_id
 
 #: Accounts remembered per process; an account is a few hundred bytes.
 _REMEMBERED_MAX = 50_000
+_TICK = timedelta(microseconds=1)
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
 
@@ -100,7 +101,10 @@ class Directory:
                 raise not_found("account", account_id)
             if moment is None:
                 return found
-            return found[0], await accounts.balance_at(tx, found[0], moment)
+            size, _ = await log.read_head(tx, tenant_id)
+            # What was recorded at that very moment counts: a microsecond is the finest time kept.
+            last = await entries.last_before(tx, tenant_id, size, moment + _TICK)
+            return found[0], await accounts.balance_at(tx, found[0], last)
 
     async def list_page(
         self,

@@ -87,6 +87,13 @@ def _transfer_key(request: pb.TransferRequest) -> Iterator[Violation]:
         yield Violation("credit_account_id", "must be another account than debit_account_id")
 
 
+def _period(request: pb.GetStatementRequest | pb.ExportEntriesRequest) -> Iterator[Violation]:
+    if request.HasField("start_time") and request.HasField("end_time"):
+        start, end = request.start_time, request.end_time
+        if (start.seconds, start.nanos) >= (end.seconds, end.nanos):
+            yield Violation("end_time", "must be after start_time")
+
+
 RULES: RuleTable = {
     pb.CreateAccountRequest: (
         *_request_id,
@@ -188,6 +195,46 @@ RULES: RuleTable = {
     ),
     pb.GetRunStatementRequest: (required("run_id"), uuid("run_id"), *page()),
     pb.ListEntriesRequest: (*page(), uuid("account_id"), uuid("run_id"), enum_known("kind")),
+    pb.GetStatementRequest: (
+        required("account_id"),
+        uuid("account_id"),
+        required("start_time"),
+        timestamp("start_time"),
+        timestamp("end_time"),
+        custom(_period),
+        *page(),
+    ),
+    pb.ExportEntriesRequest: (
+        enum_known("format"),
+        integer("after_sequence", min=0),
+        integer("last_sequence", min=0),
+        uuid("account_id"),
+        uuid("run_id"),
+        timestamp("start_time"),
+        timestamp("end_time"),
+        custom(_period),
+    ),
+    pb.WatchEntriesRequest: (
+        integer("after_sequence", min=0),
+        uuid("account_id"),
+        uuid("run_id"),
+    ),
+    pb.GetReceiptRequest: (
+        required("source_system"),
+        text("source_system", max_length=64, pattern=_SYSTEM),
+        required("source_reference"),
+        text("source_reference", max_length=REFERENCE_LENGTH_MAX),
+    ),
+    pb.GetInclusionProofRequest: (
+        required("sequence"),
+        integer("sequence", min=1),
+        integer("tree_size", min=0),
+    ),
+    pb.GetConsistencyProofRequest: (
+        required("first_tree_size"),
+        integer("first_tree_size", min=1),
+        integer("second_tree_size", min=0),
+    ),
     pb.CreatePriceCardRequest: (
         *_request_id,
         required("price_card"),

@@ -12,13 +12,16 @@ import pytest
 from cogni.ledger.v1 import account_pb2, ledger_service_pb2_grpc, usage_pb2
 from cogni.ledger.v1 import ledger_service_pb2 as pb
 from cogni.type.v1.amount_pb2 import Amount
+from services.ledger.checkpoint import LogSigner
 from services.ledger.composition import compose
 from services.runtime.database import Database
+from services.runtime.drain import Drain
 from services.runtime.ids import new_id
 from services.runtime.pools import DatabaseLimits
 from tests.plugins.identities import Identities
 from tests.plugins.serving import Served, ServeService
 
+ORIGIN = "ledger.example.org"
 ALL_SCOPES = ("ledger:read", "ledger:write", "ledger:admin")
 
 
@@ -137,7 +140,7 @@ StartLedger = Callable[[], Awaitable[Ledger]]
 
 @pytest.fixture
 async def start_ledger(
-    serve_service: ServeService, identities: Identities, database: Any
+    database: Any, serve_service: ServeService, identities: Identities
 ) -> AsyncIterator[StartLedger]:
     """`await start_ledger()` gives a further server on the test's one database."""
     shared: list[Database] = []
@@ -146,7 +149,10 @@ async def start_ledger(
         if not shared:
             limits = DatabaseLimits(raw_connections_max=8)
             shared.append(await database("ledger", limits=limits))
-        served = await serve_service("ledger", compose(shared[0]))
+        drain = Drain()
+        signer = LogSigner(identities.keys["ledger"], ORIGIN)
+        application = compose(shared[0], drain=drain, signer=signer)
+        served = await serve_service("ledger", application, drain=drain)
         return Ledger(served, identities, shared[0])
 
     return start

@@ -10,7 +10,7 @@ from services.ledger.convert.scalars import amount, timestamp
 from services.ledger.convert.usage import unit_message
 from services.ledger.entries import Entry
 from services.ledger.run_close import RunClose
-from services.ledger.statements import RunStatement
+from services.ledger.statements import AccountStatement, RunStatement
 from services.ledger.store.runs import RunTotal
 
 
@@ -92,6 +92,28 @@ def run_statement(statement: RunStatement) -> statement_pb2.RunStatement:
         rework_unit_count=counts.rework,
         units_digest=counts.digest,
         tree_size=statement.tree_size,
+    )
+
+
+def account_statement(statement: AccountStatement) -> statement_pb2.Statement:
+    """Return the message of an account's statement."""
+    asset = statement.account.asset
+    return statement_pb2.Statement(
+        account_id=statement.account.account_id,
+        start_time=timestamp(statement.start_time),
+        end_time=timestamp(statement.end_time),
+        opening_balance=amount(statement.opening.balance, asset),
+        closing_balance=amount(statement.closing.balance, asset),
+        lines=[
+            statement_pb2.StatementLine(
+                kind=entry_pb2.EntryKind.ValueType(line.kind),
+                debits=amount(line.debits, asset),
+                credits=amount(line.credits, asset),
+                entry_count=line.entry_count,
+            )
+            for line in statement.lines
+        ],
+        entries=[entry(each) for each in statement.entries],
     )
 
 

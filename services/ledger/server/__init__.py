@@ -6,6 +6,7 @@ from services.ledger.server.holds import HoldRpcs
 from services.ledger.server.log import LogRpcs
 from services.ledger.server.parts import Parts
 from services.ledger.server.price_cards import PriceCardRpcs
+from services.ledger.server.proofs import ProofRpcs
 from services.ledger.server.usage import UsageRpcs
 
 __all__ = ["LedgerServicer", "Parts"]
@@ -16,6 +17,7 @@ class LedgerServicer(
     HoldRpcs,
     LogRpcs,
     PriceCardRpcs,
+    ProofRpcs,
     UsageRpcs,
     ledger_service_pb2_grpc.LedgerServiceServicer,
 ):

@@ -11,8 +11,10 @@ import grpc.aio
 from services.ledger.closing import Closing
 from services.ledger.correcting import Correcting
 from services.ledger.directory import Directory
+from services.ledger.following import Following
 from services.ledger.holding import Holding
 from services.ledger.price_list import PriceList
+from services.ledger.proving import Proving
 from services.ledger.recording import Recording
 from services.ledger.statements import Statements
 from services.ledger.transferring import Transferring
@@ -32,6 +34,8 @@ class Parts:
     closing: Closing
     statements: Statements
     price_list: PriceList
+    proving: Proving
+    following: Following
 
 
 def time_and_id(key: list[str] | None) -> tuple[datetime, str] | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from services.ledger.accounts import Account, AccountKind, Balance
 from services.ledger.assets import ASSETS
+from services.ledger.entries import EntryKind
 from services.ledger.store import Transaction
 
 _FIND = "SELECT * FROM accounts WHERE tenant_id = $1 AND account_id = ANY($2)"
@@ -57,10 +59,10 @@ _BALANCE_AT = """
 SELECT sequence, record_time, CASE WHEN debit_account_id = $2 THEN debit_balance
                                    ELSE credit_balance END AS balance
 FROM (
-    (SELECT * FROM entries WHERE tenant_id = $1 AND debit_account_id = $2 AND record_time <= $3
+    (SELECT * FROM entries WHERE tenant_id = $1 AND debit_account_id = $2 AND sequence <= $3
      ORDER BY sequence DESC LIMIT 1)
     UNION ALL
-    (SELECT * FROM entries WHERE tenant_id = $1 AND credit_account_id = $2 AND record_time <= $3
+    (SELECT * FROM entries WHERE tenant_id = $1 AND credit_account_id = $2 AND sequence <= $3
      ORDER BY sequence DESC LIMIT 1)
 ) AS latest
 ORDER BY sequence DESC LIMIT 1
@@ -69,8 +71,28 @@ ORDER BY sequence DESC LIMIT 1
 _SUM_AT = """
 SELECT coalesce(sum(CASE WHEN credit_account_id = $2 THEN amount ELSE -amount END), 0)
 FROM entries
-WHERE tenant_id = $1 AND $2 IN (debit_account_id, credit_account_id) AND record_time <= $3
+WHERE tenant_id = $1 AND $2 IN (debit_account_id, credit_account_id) AND sequence <= $3
 """
+
+_LINES = """
+SELECT kind, count(*) AS entry_count,
+       coalesce(sum(amount) FILTER (WHERE debit_account_id = $2), 0) AS debits,
+       coalesce(sum(amount) FILTER (WHERE credit_account_id = $2), 0) AS credits
+FROM entries
+WHERE tenant_id = $1 AND $2 IN (debit_account_id, credit_account_id)
+  AND sequence > $3 AND sequence <= $4
+GROUP BY kind ORDER BY kind
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StatementLine:
+    """What moved on an account for one kind of reason, in minor units."""
+
+    kind: EntryKind
+    entry_count: int
+    debits: int
+    credits: int
 
 
 async def find(tx: Transaction, tenant_id: str, ids: Collection[str]) -> list[Account]:
@@ -133,9 +155,9 @@ async def lock_balances(
     return {(row["tenant_id"], str(row["account_id"])): _balance(row) for row in rows}
 
 
-async def balance_at(tx: Transaction, account: Account, moment: datetime) -> Balance:
-    """Return the balance an account had at a moment; holds of the past are not known."""
-    key = (account.tenant_id, account.account_id, moment)
+async def balance_at(tx: Transaction, account: Account, sequence: int) -> Balance:
+    """Return the balance an account had after an entry; holds of the past are not known."""
+    key = (account.tenant_id, account.account_id, sequence)
     row = await tx.fetchrow(_BALANCE_AT, *key)
     if row is None:
         return Balance(0, None, 0, None)
@@ -144,6 +166,12 @@ async def balance_at(tx: Transaction, account: Account, moment: datetime) -> Bal
         # The system's accounts keep no running balance (see Book): add up their postings.
         balance = await tx.fetchval(_SUM_AT, *key)
     return Balance(int(balance), None, row["sequence"], row["record_time"])
+
+
+async def lines(tx: Transaction, account: Account, after: int, last: int) -> list[StatementLine]:
+    """Return what moved on an account by the entries after one and up to another."""
+    rows = await tx.fetch(_LINES, account.tenant_id, account.account_id, after, last)
+    return [StatementLine(EntryKind(row[0]), row[1], int(row[2]), int(row[3])) for row in rows]
 
 
 def _account(row: Any) -> Account:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from services.ledger.assets import ASSETS
@@ -50,6 +52,91 @@ SELECT * FROM (
 ) AS either
 ORDER BY sequence DESC LIMIT $4
 """
+
+
+_FORWARD = """
+SELECT * FROM entries
+WHERE tenant_id = $1 AND sequence > $2 AND sequence <= $3
+  AND ($4::uuid IS NULL OR $4 IN (debit_account_id, credit_account_id))
+  AND ($5::uuid IS NULL OR run_id = $5)
+  AND ($6::timestamptz IS NULL OR record_time >= $6)
+  AND ($7::timestamptz IS NULL OR record_time < $7)
+ORDER BY sequence LIMIT $8
+"""
+
+_COUNT = """
+SELECT count(*) FROM entries
+WHERE tenant_id = $1 AND sequence > $2 AND sequence <= $3
+  AND ($4::uuid IS NULL OR $4 IN (debit_account_id, credit_account_id))
+  AND ($5::uuid IS NULL OR run_id = $5)
+  AND ($6::timestamptz IS NULL OR record_time >= $6)
+  AND ($7::timestamptz IS NULL OR record_time < $7)
+"""
+
+_RECORD_TIME = "SELECT record_time FROM entries WHERE tenant_id = $1 AND sequence = $2"
+
+
+@dataclass(frozen=True, slots=True)
+class EntryFilter:
+    """Which entries of a tenant's log are wanted: after one, up to another, and whose."""
+
+    tenant_id: str
+    after: int = 0
+    last: int = 0
+    account_id: str = ""
+    run_id: str = ""
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether entries between the first and the last wanted one may be left out."""
+        return bool(self.account_id or self.run_id or self.start_time or self.end_time)
+
+    def between(self, after: int, last: int) -> EntryFilter:
+        """Return the same for a part of the log."""
+        return replace(self, after=after, last=last)
+
+    def arguments(self) -> tuple[Any, ...]:
+        """Return the parameters of the queries."""
+        return (
+            self.tenant_id,
+            self.after,
+            self.last,
+            self.account_id or None,
+            self.run_id or None,
+            self.start_time,
+            self.end_time,
+        )
+
+
+async def list_forward(tx: Transaction, wanted: EntryFilter, limit: int) -> list[Entry]:
+    """Return up to `limit` wanted entries, the oldest first."""
+    return [entry_of(row) for row in await tx.fetch(_FORWARD, *wanted.arguments(), limit)]
+
+
+async def count(tx: Transaction, wanted: EntryFilter) -> int:
+    """Return how many entries are wanted."""
+    if not wanted.is_filtered:
+        return max(0, wanted.last - wanted.after)
+    found: int = await tx.fetchval(_COUNT, *wanted.arguments())
+    return found
+
+
+async def last_before(tx: Transaction, tenant_id: str, size: int, moment: datetime) -> int:
+    """Return the sequence of the last entry recorded before a moment, 0 when there is none.
+
+    Record times never decrease along the log, so this halves its way there by the primary key
+    instead of keeping an index that every entry would pay for.
+    """
+    low, high = 0, size
+    while low < high:
+        middle = (low + high + 1) // 2
+        if await tx.fetchval(_RECORD_TIME, tenant_id, middle) < moment:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 async def at(tx: Transaction, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], Entry]:
