@@ -49,6 +49,11 @@ class Keys:
         """The key-encryption keys of Connections."""
         return self.directory / "connections.keyring.json"
 
+    @property
+    def ledger_log(self) -> Path:
+        """The Ed25519 private key, as PEM, that signs the heads of the tenants' logs."""
+        return self.directory / "ledger-log.pem"
+
     def identity(self, name: str) -> Path:
         """The Ed25519 private key, as PEM, of one of IDENTITIES."""
         return self.directory / f"{name}.pem"
@@ -65,9 +70,9 @@ class Keys:
         if not self.keyring.exists():
             key = base64.b64encode(secrets.token_bytes(KEY_ENCRYPTION_KEY_BYTES)).decode()
             write_private(self.keyring, json.dumps({"active": "k1", "keys": {"k1": key}}))
-        for name in IDENTITIES:
-            if not self.identity(name).exists():
-                write_private(self.identity(name), _new_private_key())
+        for path in (self.ledger_log, *(self.identity(name) for name in IDENTITIES)):
+            if not path.exists():
+                write_private(path, _new_private_key())
         public = [_public_jwk(name, self.identity(name)) for name in IDENTITIES]
         write_private(self.trusted, json.dumps({"keys": public}, indent=2))
 

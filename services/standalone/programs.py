@@ -153,6 +153,8 @@ class _Maker:
         }
         if service == "connections":
             environment["COGNI_CONNECTIONS_KEYRING_FILE"] = str(keys.keyring)
+        if service == "ledger":
+            environment["COGNI_LEDGER_LOG_KEY_FILE"] = str(keys.ledger_log)
         if service in ("executor", "scheduler"):
             environment["COGNI_BROKER_URL"] = wiring.broker_url
             environment["COGNI_SERVICE_KEY_FILE"] = str(keys.identity(service))
