@@ -17,6 +17,7 @@ from cogni.graph import chat_model, credential, invocation_id, tool
 
 #: Counts what nodes and tools did, and lets tests hold them back.
 HAPPENED: Counter[str] = Counter()
+PROVIDER: dict[str, str] = {}
 REACHED = asyncio.Event()
 RELEASED = asyncio.Event()
 
@@ -145,6 +146,12 @@ async def posts_then_held(state: Words) -> Words:
     return {"words": [said]}
 
 
+async def chats(state: Words) -> Words:
+    model = chat_model("openai/gpt-4o-mini", api_key="sk-test", **PROVIDER)
+    return {"words": [(await model.ainvoke("hi")).text]}
+
+
+chatting = _chain(chats)
 noop = _chain(first, second)
 hold = _chain(first, held, second)
 fails = _chain(first, broken)

@@ -26,7 +26,7 @@ from services.runtime.database import Database
 from services.runtime.listen import Listener
 
 CANARY = "canary-4711-secret-token"
-DEADLINE_SECONDS = 15.0
+DEADLINE_SECONDS = 60.0
 
 TIMES = LeaseTimes(
     lease=timedelta(seconds=10),

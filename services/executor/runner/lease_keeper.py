@@ -14,11 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
-import asyncpg
-
 from services.executor.store import leases
 from services.runtime.database import Database
-from services.runtime.errors import ServiceError
 
 _log = logging.getLogger(__name__)
 
@@ -127,7 +124,8 @@ class LeaseKeeper(threading.Thread):
             async with asyncio.timeout(self._times.renewal.total_seconds()):
                 async with database.raw_jobs() as tx:
                     kept = await leases.renew(tx, self._holder, self._times.lease, wanted)
-        except (ServiceError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except Exception as error:
+            # Whatever it is: a keeper that ended would end every run of the process.
             _log.warning("leases could not be renewed (%s)", error)
             self._give_up_the_expired()
             return
