@@ -33,6 +33,7 @@ class Batch:
     stored: dict[Key, StoredKey] = field(default_factory=dict)
     originals: dict[Key, Charge] = field(default_factory=dict)
     given_back: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
+    standings: dict[tuple[str, str], tuple[object, ...]] = field(default_factory=dict)
     results: dict[Key, Result] = field(default_factory=dict)
     first: dict[Key, Command] = field(init=False)
 

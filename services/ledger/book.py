@@ -13,6 +13,7 @@ from decimal import Decimal
 
 from services.ledger.accounts import Account, AccountKind, available, system_account_id
 from services.ledger.assets import Asset
+from services.ledger.budgets import Budget
 from services.ledger.commands import Charge, CorrectionCommand, TransferCommand
 from services.ledger.entries import Draft, Entry, EntryFlag, EntryKind
 from services.ledger.holds import Hold
@@ -29,6 +30,7 @@ class Position:
     account: Account
     balance: int
     held: int
+    budget: Budget | None = None
     held_before: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -102,6 +104,8 @@ class Book:
                 description=f"replaced by {unit.key.source_reference}",
             )
         self._carry(unit.key.tenant_id, asset, remainder)
+        if position.budget is not None:
+            position.budget.spend(amount)
         paid = self._payable(unit, position, amount)
         charge = self._charge_draft(unit, price, EntryKind.CHARGE, unit.account_id, asset, paid)
         charge.unit, charge.price = unit.facts(), self._price_facts(price, amount, remainder, asset)
@@ -125,6 +129,9 @@ class Book:
         payer = self.positions.get((entry.tenant_id, entry.credit_account_id))
         if payer is not None:
             self._check_can_pay(payer.account, amount)
+        spender = self.positions.get((entry.tenant_id, entry.debit_account_id))
+        if spender is not None and spender.budget is not None and entry.kind is EntryKind.CHARGE:
+            spender.budget.spend(-amount)
         if isinstance(entry, Entry):
             place = (entry.tenant_id, entry.sequence)
             self._given_back[place] = self._given_back.get(place, 0) + amount
@@ -164,6 +171,18 @@ class Book:
 
     def check_budget(self, position: Position, amount: int) -> None:
         """Raise BUDGET_EXHAUSTED when setting aside `amount` more would pass the budget."""
+        budget = position.budget
+        if budget is None or amount == 0:
+            return
+        left = max(0, budget.left - position.held)
+        if amount > left:
+            text = format_minor(left, budget.asset)
+            raise failed_precondition(
+                "BUDGET_EXHAUSTED",
+                f"The account's budget has {text} {budget.asset.code} left in this period; raise "
+                "it or wait for the next, then use a new request_id.",
+                metadata={"account_id": budget.account_id, "left": text},
+            )
 
     def _replaced(self, unit: UsageUnit) -> list[Draft | Entry]:
         """Return the entries that a correcting unit gives back, none for others."""

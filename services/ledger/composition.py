@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from cogni.ledger.v1 import ledger_service_pb2_grpc
 from services.ledger.access import ACCESS
+from services.ledger.budgeting import Budgeting
 from services.ledger.checkpoint import LogSigner
 from services.ledger.closing import Closing
 from services.ledger.correcting import Correcting
@@ -70,6 +71,7 @@ def compose(
     if telemetry is not None:
         _report(telemetry, writer, meters)
     holding = Holding(database, directory, writer, clock, new_id)
+    budgeting = Budgeting(database, directory, listener, drain, time.monotonic)
     parts = Parts(
         directory=directory,
         transferring=Transferring(directory, writer, clock),
@@ -79,6 +81,7 @@ def compose(
         closing=Closing(database, holding),
         statements=Statements(database, clock),
         price_list=PriceList(database, new_id),
+        budgeting=budgeting,
         proving=proving,
         following=Following(database, listener, proving, drain, time.monotonic),
     )
@@ -91,6 +94,7 @@ def compose(
         "writer": writer.run,
         "expiry": holding.expire_forever,
         "listener": listener.run,
+        "budgets": budgeting.roll_forever,
     }
     return Application((registration,), ACCESS, RULES, loops=loops)
 

@@ -21,7 +21,16 @@ from services.ledger.entries import Draft
 from services.ledger.hold_rules import apply_hold
 from services.ledger.price_books import PriceBooks
 from services.ledger.pricing import Price, price_unit
-from services.ledger.store import RaceLostError, Transaction, accounts, entries, holds, keys, log
+from services.ledger.store import (
+    RaceLostError,
+    Transaction,
+    accounts,
+    budgets,
+    entries,
+    holds,
+    keys,
+    log,
+)
 from services.ledger.store.log import KeyUse
 from services.ledger.units import Key, UnitRejectedError
 from services.runtime.database import Database
@@ -66,6 +75,7 @@ class Poster:
             await self._apply(tx, book, batch, fresh)
             used = [use for c in fresh if (use := _key_use(c, batch.results[c.key])) is not None]
             if used:
+                await _keep_budgets(tx, book, batch)
                 appended = await self._appender.append(tx, book, used)
         return await self._answers(tx, batch, appended)
 
@@ -109,9 +119,15 @@ class Poster:
             place = (charge.entry.tenant_id, charge.entry.debit_account_id)
             if place not in touched:
                 (touched[place],) = await accounts.find(tx, place[0], [place[1]])
-        balances = await accounts.lock_balances(tx, touched)
+        locked = await accounts.lock_balances(tx, touched)
+        found, now = await budgets.lock(tx, [p for p, each in locked.items() if each.has_budget])
+        for budget in found:
+            assert now is not None
+            batch.standings[budget.tenant_id, budget.account_id] = budget.standing()
+            budget.roll(now)
+        budget_of = {(budget.tenant_id, budget.account_id): budget for budget in found}
         positions = [
-            Position(account, balances[place].balance, balances[place].held or 0)
+            Position(account, locked[place].balance, locked[place].held, budget_of.get(place))
             for place, account in touched.items()
         ]
         return Book(positions, await holds.lock(tx, wanted), batch.originals)
@@ -175,6 +191,16 @@ class Poster:
             place = (command.key.tenant_id, stored.sequence or 0)
             answers.append(replay(command, stored, charges.get(place), hold))
         return answers
+
+
+async def _keep_budgets(tx: Transaction, book: Book, batch: Batch) -> None:
+    """Store what was spent, and tell watchers where that changed a budget's standing."""
+    kept = [p.budget for p in book.positions.values() if p.budget is not None]
+    for budget in kept:
+        await budgets.write(tx, budget)
+    before = batch.standings
+    changed = [b for b in kept if before[b.tenant_id, b.account_id] != b.standing()]
+    await budgets.tell(tx, changed)
 
 
 def _key_use(command: Command, result: Result) -> KeyUse | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from cogni.ledger.v1 import budget_pb2, price_card_pb2
 from cogni.ledger.v1 import ledger_service_pb2 as pb
-from cogni.ledger.v1 import price_card_pb2
 from services.ledger.money import MoneyError, parse_decimal
 from services.ledger.units import REFERENCE_LENGTH_MAX, UNITS_PER_REQUEST_MAX
 from services.runtime.errors import Violation
@@ -19,6 +19,7 @@ from services.runtime.validation import (
     enum_set,
     integer,
     items,
+    mask,
     nested,
     page,
     required,
@@ -32,6 +33,7 @@ _DESCRIPTION_LENGTH_MAX = 500
 _PRICES_MAX = 10_000
 _SYSTEM = r"[a-z0-9][a-z0-9._-]{0,63}"
 _ASSET_LENGTH_MAX = 32
+_BUDGET_TERMS = frozenset({"period", "limit", "threshold_percents"})
 
 _request_id = (required("request_id"), uuid("request_id"))
 _name = text("name", max_length=_NAME_LENGTH_MAX)
@@ -85,6 +87,12 @@ def _transfer_key(request: pb.TransferRequest) -> Iterator[Violation]:
         yield Violation("source_reference", "source_system and source_reference go together")
     if request.debit_account_id and request.debit_account_id == request.credit_account_id:
         yield Violation("credit_account_id", "must be another account than debit_account_id")
+
+
+def _ascending(budget: budget_pb2.Budget) -> Iterator[Violation]:
+    percents = list(budget.threshold_percents)
+    if percents != sorted(set(percents)):
+        yield Violation("threshold_percents", "must ascend without repeats")
 
 
 def _period(request: pb.GetStatementRequest | pb.ExportEntriesRequest) -> Iterator[Violation]:
@@ -235,6 +243,25 @@ RULES: RuleTable = {
         integer("first_tree_size", min=1),
         integer("second_tree_size", min=0),
     ),
+    pb.SetBudgetRequest: (
+        *_request_id,
+        required("budget"),
+        nested(
+            "budget",
+            required("account_id"),
+            uuid("account_id"),
+            enum_known("period"),
+            amount("limit", nonnegative=True),
+            items("threshold_percents", max_items=10),
+            each("threshold_percents", integer(min=1, max=100)),
+            custom(_ascending),
+            text("etag", max_length=64),
+        ),
+        mask("update_mask", _BUDGET_TERMS),
+    ),
+    pb.GetBudgetRequest: (required("account_id"), uuid("account_id")),
+    pb.ListBudgetsRequest: (*page(), enum_known("state")),
+    pb.WatchBudgetsRequest: (text("cursor", max_length=4096),),
     pb.CreatePriceCardRequest: (
         *_request_id,
         required("price_card"),

@@ -2,6 +2,7 @@
 
 from cogni.ledger.v1 import ledger_service_pb2_grpc
 from services.ledger.server.accounts import AccountRpcs
+from services.ledger.server.budgets import BudgetRpcs
 from services.ledger.server.holds import HoldRpcs
 from services.ledger.server.log import LogRpcs
 from services.ledger.server.parts import Parts
@@ -14,6 +15,7 @@ __all__ = ["LedgerServicer", "Parts"]
 
 class LedgerServicer(
     AccountRpcs,
+    BudgetRpcs,
     HoldRpcs,
     LogRpcs,
     PriceCardRpcs,

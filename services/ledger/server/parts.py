@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import grpc.aio
 
+from services.ledger.budgeting import Budgeting
 from services.ledger.closing import Closing
 from services.ledger.correcting import Correcting
 from services.ledger.directory import Directory
@@ -34,6 +35,7 @@ class Parts:
     closing: Closing
     statements: Statements
     price_list: PriceList
+    budgeting: Budgeting
     proving: Proving
     following: Following
 

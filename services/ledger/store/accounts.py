@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from services.ledger.accounts import Account, AccountKind, Balance
 from services.ledger.assets import ASSETS
@@ -48,7 +48,7 @@ ON CONFLICT DO NOTHING
 _INSERT_HEAD = "INSERT INTO log_heads (tenant_id) VALUES ($1) ON CONFLICT DO NOTHING"
 
 _LOCK = """
-SELECT b.tenant_id, b.account_id, b.balance, b.held, b.sequence, b.update_time
+SELECT b.tenant_id, b.account_id, b.balance, b.held, b.has_budget
 FROM balances AS b
 JOIN unnest($1::text[], $2::uuid[]) AS w (tenant_id, account_id) USING (tenant_id, account_id)
 ORDER BY b.tenant_id, b.account_id
@@ -93,6 +93,14 @@ class StatementLine:
     entry_count: int
     debits: int
     credits: int
+
+
+class LockedBalance(NamedTuple):
+    """What a locked account has, in minor units, and whether it has a budget."""
+
+    balance: int
+    held: int
+    has_budget: bool
 
 
 async def find(tx: Transaction, tenant_id: str, ids: Collection[str]) -> list[Account]:
@@ -146,13 +154,13 @@ async def insert(tx: Transaction, tenant_id: str, accounts: Iterable[Account]) -
 
 async def lock_balances(
     tx: Transaction, wanted: Collection[tuple[str, str]]
-) -> dict[tuple[str, str], Balance]:
+) -> dict[tuple[str, str], LockedBalance]:
     """Lock balances until the transaction ends, in the one order everybody locks them."""
     if not wanted:
         return {}
     tenants, ids = zip(*wanted, strict=True)
     rows = await tx.fetch(_LOCK, tenants, ids)
-    return {(row["tenant_id"], str(row["account_id"])): _balance(row) for row in rows}
+    return {(row[0], str(row[1])): LockedBalance(int(row[2]), int(row[3]), row[4]) for row in rows}
 
 
 async def balance_at(tx: Transaction, account: Account, sequence: int) -> Balance:
