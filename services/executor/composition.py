@@ -29,6 +29,7 @@ from services.executor.store import owed
 from services.executor.use_cases.backing import Backing
 from services.executor.use_cases.check_resources import Resources
 from services.executor.use_cases.deliver_usage import Ledger, UsageDelivery
+from services.executor.use_cases.grant import Leases
 from services.executor.use_cases.mint_run_token import Sign
 from services.executor.use_cases.reap import Reaper, WakeUp
 from services.executor.use_cases.tail import Tail
@@ -57,6 +58,7 @@ class Surroundings:
     drain: Drain
     ledger: Ledger
     resources: Resources
+    leases: Leases
     #: What the relay does with each topic of the outbox.
     handlers: Mapping[str, Handler]
     wake_up: WakeUp
@@ -85,7 +87,7 @@ def application(around: Surroundings, telemetry: Telemetry) -> Application:
             ),
             Registration(
                 add_GrantServiceServicer_to_server,
-                GrantServicer(on, watching, around.resources),
+                GrantServicer(on, watching, around.resources, around.leases),
                 "cogni.executor.v1.GrantService",
             ),
             Registration(
@@ -128,9 +130,10 @@ async def compose(process: Process[ExecutorSettings]) -> AsyncIterator[Applicati
         drain=process.drain,
         ledger=ledger_client,
         resources=GrantableResources(connections_client, ledger_client),
+        leases=connections_client,
         handlers={
             owed.WAKE_UP: hints.handler(QUEUE, ACTOR, lambda entry: [entry.payload["run_id"]]),
-            owed.REVOKE_LEASES: connections_client.revoke_leases,
+            owed.REVOKE_LEASES: connections_client.revoke_owed,
         },
         wake_up=_wake_up(hints),
         sign=signer(key),

@@ -24,6 +24,7 @@ from services.executor.store import changes
 from services.executor.use_cases import grant, read, watch_run
 from services.executor.use_cases.backing import Backing
 from services.executor.use_cases.check_resources import Resources
+from services.executor.use_cases.grant import Leases
 from services.executor.use_cases.mint_run_token import Sign, mint_run_token
 from services.executor.use_cases.resume_run import Answer, resume_run
 from services.executor.use_cases.start_run import start_run
@@ -182,10 +183,13 @@ class ExecutorServicer(executor_grpc.ExecutorServiceServicer):
 class GrantServicer(grant_grpc.GrantServiceServicer):
     """The grants that runs act under."""
 
-    def __init__(self, on: Backing, watching: Watching, resources: Resources) -> None:
+    def __init__(
+        self, on: Backing, watching: Watching, resources: Resources, leases: Leases
+    ) -> None:
         self._on = on
         self._watching = watching
         self._resources = resources
+        self._leases = leases
 
     async def CreateGrant(
         self, request: grant_messages.CreateGrantRequest, context: Context
@@ -223,7 +227,7 @@ class GrantServicer(grant_grpc.GrantServiceServicer):
         self, request: grant_messages.RevokeGrantRequest, context: Context
     ) -> grant_messages.RevokeGrantResponse:
         revoked = await grant.revoke_grant(
-            self._on, current_caller(), request.grant_id, request.comment
+            self._on, self._leases, current_caller(), request.grant_id, request.comment
         )
         return grant_messages.RevokeGrantResponse(grant=grants.grant_to_proto(revoked))
 

@@ -73,6 +73,13 @@ class OwnedResources:
 
     foreign: set[str] = field(default_factory=set)
     missing: set[str] = field(default_factory=set)
+    revoked: list[str] = field(default_factory=list)
+    reachable: bool = True
+
+    async def revoke_leases(self, tenant_id: str, grant_id: str) -> None:
+        if not self.reachable:
+            raise PeerError("connections", ErrorKind.UNAVAILABLE, "", "nobody answers")
+        self.revoked.append(grant_id)
 
     async def may_grant(self, tenant_id: str, subject: str, connection_id: str) -> bool:
         if connection_id in self.missing:
@@ -259,6 +266,7 @@ async def _world(
         drain=drain,
         ledger=ledger,
         resources=resources,
+        leases=resources,
         handlers={"wake_up": wake_up, "revoke_leases": revoke_leases},
         wake_up=hint,
         sign=signer(identities.keys["executor"]),

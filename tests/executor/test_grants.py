@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -121,6 +122,20 @@ async def test_revoking_denies_queued_and_waiting_runs_and_stops_running_ones(
     assert minted.reason == "GRANT_REVOKED"
     async with asyncio.timeout(DEADLINE_SECONDS):
         assert await world.revocations.get() == grant_id
+
+
+async def test_a_revocation_returns_only_when_no_credential_can_be_leased(world: World) -> None:
+    grant_id = await world.grant()
+    run = await world.start(grant_id)
+    world.resources.reachable = False
+
+    refusal = await refused(_revoking(world, grant_id))
+    assert refusal.reason == "UNAVAILABLE"
+    assert (await world.run(run.run_id)).state == run_pb2.RUN_STATE_DENIED
+    world.resources.reachable = True
+    await _revoke(world, grant_id)
+
+    assert world.resources.revoked == [grant_id]
 
 
 async def test_revoking_again_changes_nothing(world: World) -> None:
@@ -245,9 +260,13 @@ async def test_a_damaged_cursor_is_refused(world: World, cursor: str) -> None:
     assert (await refused(call)).reason == "CURSOR_INVALID"
 
 
-async def _revoke(world: World, grant_id: str, comment: str = "") -> grant_pb2.Grant:
+def _revoking(world: World, grant_id: str, comment: str = "") -> Any:
     request = grant_pb.RevokeGrantRequest(grant_id=grant_id, comment=comment)
-    return (await world.grants().RevokeGrant(request)).grant
+    return world.grants().RevokeGrant(request)
+
+
+async def _revoke(world: World, grant_id: str, comment: str = "") -> grant_pb2.Grant:
+    return (await _revoking(world, grant_id, comment)).grant
 
 
 def _mint(world: World, run_id: str, epoch: int) -> object:

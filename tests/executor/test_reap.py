@@ -85,10 +85,10 @@ async def test_a_run_that_takes_too_long_is_asked_to_stop(
     run = await quiet_world.start(await quiet_world.grant(), options=options)
     await quiet_world.claim(run.run_id)
 
-    await clock.advance(quiet_world.database, timedelta(seconds=50))
+    await clock.advance(quiet_world.database, timedelta(seconds=65))
     await reaper.reap()
     assert not (await quiet_world.run(run.run_id)).HasField("cancellation")
-    await clock.advance(quiet_world.database, timedelta(seconds=11))
+    await clock.advance(quiet_world.database, timedelta(seconds=6))
     await reaper.reap()
     asked = await quiet_world.run(run.run_id)
     await clock.advance(quiet_world.database, CLOCK_SKEW)
@@ -98,6 +98,30 @@ async def test_a_run_that_takes_too_long_is_asked_to_stop(
     failed = await quiet_world.run(run.run_id)
     assert failed.state == run_pb2.RUN_STATE_FAILED
     assert failed.error.reason == ErrorReason.ERROR_REASON_RUN_TIMEOUT
+
+
+async def test_time_spent_waiting_does_not_count_towards_the_timeout(
+    quiet_world: World, reaper: Reaper, clock: Clock
+) -> None:
+    options = run_pb2.RunOptions(timeout=Duration(seconds=60))
+    run = await quiet_world.start(await quiet_world.grant(), options=options)
+    await quiet_world.claim(run.run_id)
+    async with quiet_world.database.raw_tenant("acme") as tx:
+        await tx.execute(
+            "INSERT INTO interrupts (run_id, interrupt_id, tenant_id, reason, node, payload,"
+            " create_time, answer, answer_time, answerer) SELECT $1, n::text, 'acme', 'INTERRUPT',"
+            " '', '1', cogni_now(), '1', cogni_now() + interval '1 hour', 'a'"
+            " FROM generate_series(1, 2) AS n",
+            run.run_id,
+        )
+
+    await clock.advance(quiet_world.database, timedelta(hours=1, seconds=65))
+    await reaper.reap()
+    assert not (await quiet_world.run(run.run_id)).HasField("cancellation")
+    await clock.advance(quiet_world.database, timedelta(seconds=6))
+    await reaper.reap()
+
+    assert (await quiet_world.run(run.run_id)).HasField("cancellation")
 
 
 async def test_the_runs_of_a_server_that_died_while_it_revoked_are_stopped(

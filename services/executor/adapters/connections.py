@@ -18,14 +18,18 @@ class ConnectionsClient:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._connections = connections_service_pb2_grpc.ConnectionsServiceStub(channel)
 
-    async def revoke_leases(self, entries: list[Entry]) -> None:
-        """End every lease under the grants that the outbox names; repeating it does no harm."""
+    async def revoke_leases(self, tenant_id: str, grant_id: str) -> None:
+        """End every lease under the grant, for good; repeating it does no harm."""
+        request = connections_service_pb2.RevokeLeasesRequest(
+            grant_id=grant_id, comment="The grant was revoked."
+        )
+        with acting_for(tenant_id):
+            await self._connections.RevokeLeases(request)
+
+    async def revoke_owed(self, entries: list[Entry]) -> None:
+        """Do so for the grants that the outbox names."""
         for entry in entries:
-            request = connections_service_pb2.RevokeLeasesRequest(
-                grant_id=entry.payload["grant_id"], comment="The grant was revoked."
-            )
-            with acting_for(entry.tenant_id):
-                await self._connections.RevokeLeases(request)
+            await self.revoke_leases(entry.tenant_id, entry.payload["grant_id"])
 
     async def may_grant(self, tenant_id: str, subject: str, connection_id: str) -> bool:
         """Whether the subject owns the connection or has its owner's consent."""

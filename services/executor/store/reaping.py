@@ -23,9 +23,18 @@ WHERE runs.state IN ('QUEUED', 'RUNNING', 'WAITING') AND cancel_request_time IS 
         AND coalesce(token_expire_time + $2::interval < cogni_now(), true)))
 ORDER BY cancel_request_time LIMIT $1
 """
+# Time spent waiting for answers does not count; questions that were asked together count once.
+# The grace lets a living runner, which counts to the moment, come first.
 _OVERDUE = """
 SELECT run_id, tenant_id FROM runs
-WHERE state = 'RUNNING' AND cancel_request_time IS NULL AND start_time + timeout < cogni_now()
+WHERE state = 'RUNNING' AND cancel_request_time IS NULL
+    AND start_time + timeout + $2::interval < cogni_now()
+    AND start_time + timeout + $2::interval + (
+        SELECT coalesce(sum(waited), interval '0') FROM (
+            SELECT max(answer_time) - create_time AS waited FROM interrupts
+            WHERE interrupts.run_id = runs.run_id AND answer_time IS NOT NULL GROUP BY create_time
+        ) AS waits
+    ) < cogni_now()
 ORDER BY start_time LIMIT $1
 """
 # The fence of a run that is ended without its runner: whoever holds the old epoch can write
@@ -55,9 +64,9 @@ async def stoppable(tx: Connection, limit: int, clock_skew: timedelta) -> Found:
     return _found(await tx.fetch(_STOPPABLE, limit, clock_skew))
 
 
-async def overdue(tx: Connection, limit: int) -> Found:
-    """Return (run_id, tenant_id) of runs that take longer than their timeout."""
-    return _found(await tx.fetch(_OVERDUE, limit))
+async def overdue(tx: Connection, limit: int, grace: timedelta) -> Found:
+    """Return (run_id, tenant_id) of runs that take longer than their timeout and `grace`."""
+    return _found(await tx.fetch(_OVERDUE, limit, grace))
 
 
 async def take_over(tx: Connection, run_id: str, clock_skew: timedelta) -> bool:

@@ -1,5 +1,8 @@
 """Creates grants, and ends them so that nothing happens under them afterwards."""
 
+import logging
+from typing import Protocol
+
 from services.executor.audit import AuditKind, AuditRecord
 from services.executor.grants import Grant, GrantRequest
 from services.executor.permissions import permissions_to_json
@@ -9,8 +12,17 @@ from services.executor.use_cases.backing import Backing, current_traceparent, tr
 from services.executor.use_cases.check_resources import Resources, check_resources
 from services.executor.use_cases.stop_run import stop_runs_under
 from services.runtime.caller import Caller
-from services.runtime.errors import not_found, reused_request_id
+from services.runtime.errors import PeerError, not_found, reused_request_id, unavailable
 from services.runtime.ids import new_id
+
+_log = logging.getLogger(__name__)
+
+
+class Leases(Protocol):
+    """Who gives credentials to runs. Raises PeerError."""
+
+    async def revoke_leases(self, tenant_id: str, grant_id: str) -> None:
+        """End every lease under the grant, for good."""
 
 
 async def create_grant(
@@ -39,11 +51,15 @@ async def create_grant(
     return known.grant
 
 
-async def revoke_grant(on: Backing, caller: Caller, grant_id: str, comment: str) -> Grant:
-    """End the grant, then stop its runs; all of it has happened when this returns.
+async def revoke_grant(
+    on: Backing, leases: Leases, caller: Caller, grant_id: str, comment: str
+) -> Grant:
+    """End the grant, stop its runs, and end its leases; all has happened when this returns.
 
     The first transaction waits for the decisions under way, so none that allows something
-    commits after it. A crash before the runs are stopped is made good by the reaper.
+    commits after it. What a crash leaves undone is made good by the reaper and the relay. Raises
+    UNAVAILABLE when Connections has not confirmed: the grant is revoked all the same, and a
+    repeat confirms.
     """
     async with on.database.raw_tenant(caller.tenant_id) as tx:
         revoked = await grants.revoke(tx, grant_id, comment, caller.owner)
@@ -55,6 +71,16 @@ async def revoke_grant(on: Backing, caller: Caller, grant_id: str, comment: str)
     reason = CancelReason.GRANT_REVOKED if grant.revoke_time else CancelReason.GRANT_EXPIRED
     cancellation = Cancellation(reason, comment, caller.owner)
     await stop_runs_under(on, caller.tenant_id, grant_id, cancellation)
+    # Beside the outbox, and not instead of it: until Connections knows, an invocation that was
+    # allowed a moment ago could still lease a credential.
+    try:
+        await leases.revoke_leases(caller.tenant_id, grant_id)
+    except PeerError as error:
+        _log.warning("the leases of grant %s are not revoked yet: %s", grant_id, error)
+        raise unavailable(
+            "The grant is revoked and its runs are being stopped, but Connections has not "
+            "confirmed that no credential is leased any more; call again to be sure."
+        ) from error
     return grant
 
 

@@ -14,6 +14,8 @@ _ROUND_SECONDS = 1.0
 _BATCH = 100
 # Runners look by themselves once a second; a hint helps only when their look was missed.
 _FORGOTTEN_AFTER = timedelta(seconds=10)
+# A runner that lives ends its run by itself when its time is over.
+_TIMEOUT_GRACE = timedelta(seconds=10)
 #: Who asks when nobody does.
 REAPER = "service:executor"
 
@@ -62,7 +64,7 @@ class Reaper:
     async def stop_overdue(self) -> None:
         """Ask runs to stop that take longer than their timeout."""
         async with self._on.database.raw_jobs() as tx:
-            found = await reaping.overdue(tx, _BATCH)
+            found = await reaping.overdue(tx, _BATCH, _TIMEOUT_GRACE)
         for run_id, tenant_id in found:
             async with self._on.database.raw_tenant(tenant_id) as tx:
                 await request_stop(tx, run_id, Cancellation(CancelReason.TIMEOUT, "", REAPER))

@@ -99,7 +99,8 @@ class GrantServiceServicer:
         DENIED, its running ones are being stopped, and schedules under it fire no
         more. Idempotent: revoking it again returns it as it is. Safe to retry.
         Scope grants:write.
-        Errors: NOT_FOUND.
+        Errors: NOT_FOUND, UNAVAILABLE (the grant is revoked, but Connections has
+        not confirmed yet; call again to be sure).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -54,7 +54,8 @@ class GrantServiceStub:
     DENIED, its running ones are being stopped, and schedules under it fire no
     more. Idempotent: revoking it again returns it as it is. Safe to retry.
     Scope grants:write.
-    Errors: NOT_FOUND.
+    Errors: NOT_FOUND, UNAVAILABLE (the grant is revoked, but Connections has
+    not confirmed yet; call again to be sure).
     """
     WatchGrants: _grpc.UnaryStreamMultiCallable[_grant_service_pb2.WatchGrantsRequest, _grant_service_pb2.WatchGrantsResponse]
     """Streams the creation and the end of grants in the order of their commit.
@@ -92,7 +93,8 @@ class GrantServiceAsyncStub(GrantServiceStub):
     DENIED, its running ones are being stopped, and schedules under it fire no
     more. Idempotent: revoking it again returns it as it is. Safe to retry.
     Scope grants:write.
-    Errors: NOT_FOUND.
+    Errors: NOT_FOUND, UNAVAILABLE (the grant is revoked, but Connections has
+    not confirmed yet; call again to be sure).
     """
     WatchGrants: _aio.UnaryStreamMultiCallable[_grant_service_pb2.WatchGrantsRequest, _grant_service_pb2.WatchGrantsResponse]  # type: ignore[assignment]
     """Streams the creation and the end of grants in the order of their commit.
@@ -151,7 +153,8 @@ class GrantServiceServicer(metaclass=_abc_1.ABCMeta):
         DENIED, its running ones are being stopped, and schedules under it fire no
         more. Idempotent: revoking it again returns it as it is. Safe to retry.
         Scope grants:write.
-        Errors: NOT_FOUND.
+        Errors: NOT_FOUND, UNAVAILABLE (the grant is revoked, but Connections has
+        not confirmed yet; call again to be sure).
         """
 
     @_abc_1.abstractmethod
