@@ -33,6 +33,7 @@ from services.scheduler.server import SchedulerServicer, TriggerServicer, UseCas
 from services.scheduler.settings import JobSettings, ServerProcessSettings
 from services.scheduler.store import changes
 from services.scheduler.use_cases import dispatch
+from services.scheduler.use_cases.backfilling import STEPS_AT_ONCE, Backfills, BackfillStepper
 from services.scheduler.use_cases.firing import BATCH_SCHEDULES, Clock
 from services.scheduler.use_cases.following import followers
 from services.scheduler.use_cases.foretelling import Foretelling
@@ -118,12 +119,13 @@ def application(
     loops: Mapping[str, BackgroundLoop],
 ) -> Application:
     """What the gRPC server serves."""
-    servicer = SchedulerServicer(  # type: ignore[abstract]  # the runtime answers the rest
+    servicer = SchedulerServicer(
         UseCases(
             Schedules(on.database, on.executor),
             ManualTriggers(on.database, kick),
             Foretelling(on.database),
             SlotReading(on.database, listener, drain),
+            Backfills(on.database),
         )
     )
     return Application(
@@ -149,10 +151,12 @@ def clock_loops(on: Standing, relay: Relay, listener: Listener) -> dict[str, Bac
     """What the clock process does, by name."""
     clock = Clock(on.database, relay.kick)
     sweeper = Sweeper(on.database, relay.kick)
+    stepper = BackfillStepper(on.database, on.executor, relay.kick)
     following = followers(on.database, on.executor, relay.kick)
     return {
         "fire": lambda: _fire(clock, listener),
         "sweep": lambda: _sweep(sweeper),
+        "backfill": lambda: _backfill(stepper),
         "relay": relay.run,
         "listener": listener.run,
         **{f"follow-{name}": follower.run for name, follower in following.items()},
@@ -163,7 +167,7 @@ async def _fire(clock: Clock, listener: Listener) -> None:
     while await clock.recompute_outdated() == BATCH_SCHEDULES:
         pass
     wakeups = listener.wakeups(changes.DUE_CHANNEL, poll_seconds=POLL.total_seconds())
-    async with aclosing(wakeups) as woken:  # type: ignore[type-var]
+    async with aclosing(wakeups) as woken:
         async for _ in woken:
             await _fire_until_quiet(clock)
 
@@ -182,6 +186,12 @@ async def _fire_until_quiet(clock: Clock) -> None:
 async def _sweep(sweeper: Sweeper) -> None:
     while True:
         if await sweeper.redispatch() < SWEEP_SLOTS:
+            await asyncio.sleep(POLL.total_seconds())
+
+
+async def _backfill(stepper: BackfillStepper) -> None:
+    while True:
+        if await stepper.step_due() < STEPS_AT_ONCE:
             await asyncio.sleep(POLL.total_seconds())
 
 

@@ -30,13 +30,14 @@ from services.runtime.validation import (
 )
 from services.scheduler.convert.schedule import UPDATABLE
 from services.scheduler.schedules import CATCH_UP_COUNT_MAX
-from services.scheduler.spec_rules import EARLIEST, LATEST, SPEC
+from services.scheduler.spec_rules import EARLIEST, LATEST, SPEC, WINDOW
 
 NOTE_LENGTH_MAX = 500
 INPUT_BYTES_MAX = 256 * 1024
 CONTEXT_BYTES_MAX = 64 * 1024
 PREVIEW_MAX = 1000
 WATCHED_MAX = 100
+STARTS_PER_MINUTE_MAX = 6000
 _NAME = r"[^\x00-\x1f\x7f]*"
 _GRAPH_ID = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
@@ -88,6 +89,13 @@ _BY_FIELD: dict[str, tuple[Rule, ...]] = {
     **{f"run.{name}": (nested("run", *rules),) for name, rules in _RUN.items()},
 }
 _CREATED = tuple(rule for name in _BY_FIELD if "." not in name for rule in _BY_FIELD[name])
+# What of a schedule matters to a simulation.
+_PLAYED = tuple(
+    rule
+    for name in ("spec", "overlap_policy", "catch_up", "remaining_actions")
+    for rule in _BY_FIELD[name]
+)
+_BACKFILL_ID = (required("backfill_id"), uuid("backfill_id"))
 _SCHEDULE_ID = (required("schedule_id"), uuid("schedule_id"))
 _REQUEST_ID = (required("request_id"), uuid("request_id"))
 _NOTE = text("note", max_length=NOTE_LENGTH_MAX)
@@ -101,8 +109,11 @@ def _changed_fields(message: pb.UpdateScheduleRequest) -> Iterator[Violation]:
             yield from rule.check(message.schedule, "schedule")
 
 
+_Spanned = pb.PreviewScheduleRequest | pb.ListSlotsRequest | pb.BackfillScheduleRequest
+
+
 def _ends_after_start(
-    message: pb.PreviewScheduleRequest | pb.ListSlotsRequest,
+    message: _Spanned,
 ) -> Iterator[Violation]:
     if not (message.HasField("start_time") and message.HasField("end_time")):
         return
@@ -151,6 +162,32 @@ RULES: RuleTable = {
         *_span(),
         integer("max_slots", min=0, max=PREVIEW_MAX),
     ),
+    pb.SimulateScheduleRequest: (
+        one_of_set("target"),
+        uuid("schedule_id"),
+        nested("schedule", *_PLAYED),
+        timestamp("start_time", min=EARLIEST, max=LATEST),
+        required("end_time"),
+        timestamp("end_time", min=EARLIEST, max=LATEST),
+        duration("run_duration", min=timedelta(milliseconds=1), max=timedelta(days=30)),
+        amount("run_cost", nonnegative=True),
+        items("outages", max_items=100),
+        each("outages", *WINDOW),
+        integer("max_slots", min=0, max=PREVIEW_MAX),
+    ),
+    pb.BackfillScheduleRequest: (
+        *_REQUEST_ID,
+        *_SCHEDULE_ID,
+        required("start_time"),
+        required("end_time"),
+        *_span(),
+        integer("starts_per_minute", min=0, max=STARTS_PER_MINUTE_MAX),
+        integer("max_unfinished", min=0, max=1000),
+        enum_known("overlap_policy"),
+        amount("cost_cap", nonnegative=True),
+    ),
+    pb.GetBackfillRequest: _BACKFILL_ID,
+    pb.CancelBackfillRequest: _BACKFILL_ID,
     pb.ExplainSlotRequest: (
         *_SCHEDULE_ID,
         required("scheduled_time"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from typing import Protocol
 
 from services.scheduler.schedules import RunTemplate
@@ -26,10 +27,11 @@ class StartOrder:
 
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """A run as the Executor last told of it."""
+    """A run as the Executor last told of it; `costs` by asset, as it counts them."""
 
     run_id: str
     state: str
+    costs: Mapping[str, Decimal] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:

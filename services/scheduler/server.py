@@ -17,11 +17,14 @@ from services.runtime.drain import stream_drained
 from services.runtime.paging import decode_page_token, encode_page_token, page_limit
 from services.scheduler.convert import schedule as schedules
 from services.scheduler.convert import slot as slots
+from services.scheduler.convert.backfill import backfill_to_proto, order_from_proto
 from services.scheduler.convert.explanation import explanation_to_proto
+from services.scheduler.convert.simulation import outages_from_proto, simulation_to_proto
 from services.scheduler.convert.spec import spec_from_proto, spec_to_proto
-from services.scheduler.convert.wire import from_timestamp, to_timestamp
-from services.scheduler.schedules import OverlapPolicy
+from services.scheduler.convert.wire import from_duration, from_timestamp, to_timestamp
+from services.scheduler.schedules import OverlapPolicy, Settings
 from services.scheduler.slots import Slots
+from services.scheduler.use_cases.backfilling import Backfills
 from services.scheduler.use_cases.foretelling import Foretelling
 from services.scheduler.use_cases.schedules import Schedules
 from services.scheduler.use_cases.slot_reading import SlotReading
@@ -37,6 +40,7 @@ class UseCases:
     triggers: ManualTriggers
     foretelling: Foretelling
     slots: SlotReading
+    backfills: Backfills
 
 
 class SchedulerServicer(stubs.SchedulerServiceServicer):
@@ -162,6 +166,48 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
             spec=spec_to_proto(preview.spec),
             tzdata_version=tzdata_version(),
         )
+
+    async def SimulateSchedule(
+        self, request: pb.SimulateScheduleRequest, context: Any
+    ) -> pb.SimulateScheduleResponse:
+        """Play a schedule through a span of time."""
+        target: str | Settings = request.schedule_id
+        if request.WhichOneof("target") == "schedule":
+            target = schedules.settings_from_proto(request.schedule)
+        start = _optional(request, "start_time", request.start_time)
+        lasts = request.HasField("run_duration")
+        scenario, simulation = await self._use_cases.foretelling.simulate(
+            current_caller(),
+            target,
+            start,
+            from_timestamp(request.end_time),
+            from_duration(request.run_duration) if lasts else None,
+            outages_from_proto(request),
+        )
+        return simulation_to_proto(scenario, simulation, request)
+
+    async def BackfillSchedule(
+        self, request: pb.BackfillScheduleRequest, context: Any
+    ) -> pb.BackfillScheduleResponse:
+        """Fill slots of the past."""
+        started = await self._use_cases.backfills.start(
+            current_caller(), request.request_id, order_from_proto(request)
+        )
+        return pb.BackfillScheduleResponse(backfill=backfill_to_proto(started))
+
+    async def GetBackfill(
+        self, request: pb.GetBackfillRequest, context: Any
+    ) -> pb.GetBackfillResponse:
+        """Read one backfill."""
+        found = await self._use_cases.backfills.get(current_caller(), request.backfill_id)
+        return pb.GetBackfillResponse(backfill=backfill_to_proto(found))
+
+    async def CancelBackfill(
+        self, request: pb.CancelBackfillRequest, context: Any
+    ) -> pb.CancelBackfillResponse:
+        """Stop a backfill."""
+        cancelled = await self._use_cases.backfills.cancel(current_caller(), request.backfill_id)
+        return pb.CancelBackfillResponse(backfill=backfill_to_proto(cancelled))
 
     async def ExplainSlot(
         self, request: pb.ExplainSlotRequest, context: Any

@@ -110,6 +110,13 @@ _CALENDAR_RULE = (
     each("weekdays", enum_set("weekday"), integer("nth", min=-5, max=5)),
     text("comment", max_length=200),
 )
+WINDOW = (
+    required("start_time"),
+    required("end_time"),
+    timestamp("start_time", min=EARLIEST, max=LATEST),
+    timestamp("end_time", min=EARLIEST, max=LATEST),
+    custom(_window),
+)
 SPEC = (
     one_of_set("recurrence"),
     custom(_no_rrule),
@@ -129,11 +136,7 @@ SPEC = (
         nested("rule", *_CALENDAR_RULE),
         nested(
             "window",
-            required("start_time"),
-            required("end_time"),
-            timestamp("start_time", min=EARLIEST, max=LATEST),
-            timestamp("end_time", min=EARLIEST, max=LATEST),
-            custom(_window),
+            *WINDOW,
         ),
     ),
     custom(_zone),

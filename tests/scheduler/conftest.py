@@ -26,6 +26,7 @@ from services.scheduler.slot_records import SlotRecord, SlotState
 from services.scheduler.store import schedules as schedule_store
 from services.scheduler.store import slots as slot_store
 from services.scheduler.use_cases import dispatch
+from services.scheduler.use_cases.backfilling import Backfills, BackfillStepper
 from services.scheduler.use_cases.firing import Clock as SchedulerClock
 from services.scheduler.use_cases.following import followers
 from services.scheduler.use_cases.schedules import Schedules
@@ -55,6 +56,8 @@ class World:
         self.clock = SchedulerClock(self.db, lambda: None)
         self.starter = Starter(self.db, self.client, lambda: None)
         self.sweeper = Sweeper(self.db, lambda: None)
+        self.backfills = Backfills(self.db)
+        self.stepper = BackfillStepper(self.db, self.client, lambda: None)
         self.messages: list[tuple[str, str]] = []
         canceller = Canceller(self.db, self.client)
         self.relay = Relay(

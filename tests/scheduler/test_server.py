@@ -12,9 +12,14 @@ import pytest
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.rpc import error_details_pb2
 
+from cogni.scheduler.v1 import (
+    backfill_pb2,
+    slot_pb2,
+    trigger_service_pb2,
+    trigger_service_pb2_grpc,
+)
 from cogni.scheduler.v1 import scheduler_service_pb2 as pb
 from cogni.scheduler.v1 import scheduler_service_pb2_grpc as stubs
-from cogni.scheduler.v1 import slot_pb2
 from services.runtime.drain import Drain
 from services.runtime.ids import new_id
 from services.runtime.listen import Listener
@@ -407,6 +412,90 @@ async def test_explain_says_why(world: Any, scheduler: Any) -> None:
     nothing = await verdict("2090-01-01T05:00:01Z")
     assert nothing.verdict == slot_pb2.SLOT_VERDICT_NOT_A_SLOT
     assert nothing.next.local_time == "2090-01-02T00:00:00+00:00"
+
+
+async def test_a_simulation_tells_what_a_day_would_do_and_cost(scheduler: Any) -> None:
+    request = {
+        "schedule": {
+            "spec": {"cron": {"expressions": ["*/15 * * * *"]}},
+            "overlap_policy": "OVERLAP_POLICY_SKIP",
+        },
+        "start_time": "2026-03-01T00:00:00Z",
+        "end_time": "2026-03-02T00:00:00Z",
+        "run_duration": "1200s",
+        "run_cost": {"asset": "USD", "value": "0.10"},
+        "max_slots": 2,
+    }
+    answer = await scheduler.SimulateSchedule(ParseDict(request, pb.SimulateScheduleRequest()))
+    assert (answer.total_slots, answer.started_slots, answer.skipped_slots) == (96, 48, 48)
+    assert (answer.cost.asset, answer.cost.value) == ("USD", "4.80")
+    assert [slot.state for slot in answer.slots] == [
+        slot_pb2.SLOT_STATE_STARTED,
+        slot_pb2.SLOT_STATE_SKIPPED,
+    ]
+
+
+async def test_a_simulation_of_a_schedule_assumes_its_latest_runs(
+    world: Any, scheduler: Any
+) -> None:
+    created = await world.create(ONE_SHOT)
+    slot = await world.fire(created)
+    await world.deliver()
+    [slot] = await world.slots(created)
+    await world.pass_time(timedelta(seconds=30))
+    await world.executor.end(slot.run_id)
+    await world.hear()
+    request = pb.SimulateScheduleRequest(schedule_id=created.schedule_id)
+    request.end_time.FromDatetime(await world.now() + timedelta(days=3))
+    answer = await scheduler.SimulateSchedule(request)
+    assert answer.total_slots == 3
+    assert 29 <= answer.run_duration.seconds <= 60
+
+
+async def test_a_backfill_over_grpc(world: Any, scheduler: Any) -> None:
+    created = (await scheduler.CreateSchedule(_create(world))).schedule
+    now = await world.now()
+    request = pb.BackfillScheduleRequest(
+        request_id=new_id(), schedule_id=created.schedule_id, max_unfinished=3
+    )
+    request.start_time.FromDatetime(now - timedelta(days=14))
+    request.end_time.FromDatetime(now - timedelta(days=7))
+    request.cost_cap.asset, request.cost_cap.value = "USD", "1.5"
+    started = (await scheduler.BackfillSchedule(request)).backfill
+    assert started.total_slots == 5
+    assert started.starts_per_minute == 60
+    named = {"backfill_id": started.backfill_id}
+    assert (await scheduler.GetBackfill(pb.GetBackfillRequest(**named))).backfill == started
+    cancelled = (await scheduler.CancelBackfill(pb.CancelBackfillRequest(**named))).backfill
+    assert cancelled.state == backfill_pb2.BACKFILL_STATE_CANCELLED
+
+    unknown = pb.GetBackfillRequest(backfill_id=new_id())
+    assert (await refused(scheduler.GetBackfill(unknown))).reason == "NOT_FOUND"
+    bad = pb.BackfillScheduleRequest(request_id="x", starts_per_minute=-1)
+    violations = (await refused(scheduler.BackfillSchedule(bad))).detail(
+        error_details_pb2.BadRequest
+    )
+    assert {each.field for each in violations.field_violations} == {
+        "request_id",
+        "schedule_id",
+        "start_time",
+        "end_time",
+        "starts_per_minute",
+    }
+
+
+async def test_triggers_are_in_the_contract_and_say_that_they_are_not_built(
+    served: Any, identities: Any
+) -> None:
+    token = identities.user_token(scopes=("triggers:read",))
+    stub = trigger_service_pb2_grpc.TriggerServiceStub(served.channel(token))
+    refusal = await refused(
+        stub.GetTrigger(trigger_service_pb2.GetTriggerRequest(trigger_id=new_id()))
+    )
+    assert (refusal.code, refusal.reason) == (
+        grpc.StatusCode.UNIMPLEMENTED,
+        "NOT_IMPLEMENTED",
+    )
 
 
 async def test_slots_are_paged_latest_first(world: Any, scheduler: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from decimal import Decimal
 
 import grpc.aio
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -179,7 +180,8 @@ def _options(limits: RunLimits) -> run_pb2.RunOptions:
 
 
 def _run_view(run: run_pb2.Run) -> RunView:
-    return RunView(run.run_id, _run_state(run.state))
+    costs = {amount.asset: Decimal(amount.value) for amount in run.usage.costs}
+    return RunView(run.run_id, _run_state(run.state), costs)
 
 
 def _run_state(number: run_pb2.RunState.ValueType) -> str:

@@ -78,6 +78,11 @@ def rule_from_proto(message: pb.CalendarRule) -> CalendarRule:
     )
 
 
+def window_from_proto(message: pb.TimeWindow) -> TimeWindow:
+    """A span of time."""
+    return TimeWindow(from_timestamp(message.start_time), from_timestamp(message.end_time))
+
+
 def _recurrence(message: pb.ScheduleSpec) -> _Recurrence:
     match message.WhichOneof("recurrence"):
         case "interval":
@@ -112,10 +117,7 @@ def _dst_policy(message: pb.DstPolicy, recurrence: _Recurrence) -> DstPolicy:
 
 def _exclusion(message: pb.Exclusion) -> Exclusion:
     if message.WhichOneof("excluded") == "window":
-        window = message.window
-        return Exclusion(
-            window=TimeWindow(from_timestamp(window.start_time), from_timestamp(window.end_time))
-        )
+        return Exclusion(window=window_from_proto(message.window))
     return Exclusion(rule=rule_from_proto(message.rule))
 
 

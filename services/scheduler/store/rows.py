@@ -44,6 +44,11 @@ def spec_json(spec: Spec) -> str:
     return _SPEC.dump_json(spec).decode()
 
 
+def spec_from_json(text: str) -> Spec:
+    """The spec of its JSON text."""
+    return _SPEC.validate_json(text)
+
+
 def run_json(run: RunTemplate) -> str:
     """The run template as JSON text, the same text for equal templates."""
     plain = _RUN.dump_python(run, mode="json")
@@ -66,7 +71,7 @@ def schedule_of(row: Mapping[str, Any]) -> Schedule:
         display_name=row["display_name"],
         description=row["description"],
         labels=json.loads(row["labels"]),
-        spec=_SPEC.validate_json(row["spec"]),
+        spec=spec_from_json(row["spec"]),
         run=run_from_json(row["template"]),
         overlap_policy=OverlapPolicy(row["overlap_policy"]),
         catch_up=CatchUpPolicy(

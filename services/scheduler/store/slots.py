@@ -66,7 +66,8 @@ WHERE slots.schedule_id = lost.schedule_id AND slots.scheduled_time = lost.sched
 RETURNING slots.schedule_id, slots.scheduled_time, slots.tenant_id
 """)
 _END_RUN = text(f"""
-UPDATE slots SET run_state = :run_state, run_finished = :finished
+UPDATE slots SET run_state = :run_state, run_finished = :finished,
+    run_finish_time = CASE WHEN :finished THEN cogni_now() END
 WHERE {_KEY} AND state = 'STARTED' AND NOT run_finished
 """)
 _STARTED = text(f"""
@@ -191,6 +192,21 @@ async def running(tx: AsyncConnection, schedule_id: str, limit: int) -> list[Slo
         {"schedule_id": UUID(schedule_id), "limit": limit},
     )
     return [slot_of(dict(row)) for row in rows.mappings()]
+
+
+async def average_run(tx: AsyncConnection, schedule_id: str, latest: int) -> timedelta | None:
+    """How long the latest runs of a schedule took on average; None when none has ended."""
+    average: timedelta | None = (
+        await tx.execute(
+            text(
+                "SELECT avg(run_finish_time - start_time) FROM (SELECT run_finish_time, start_time "
+                "FROM slots WHERE schedule_id = :schedule_id AND run_finish_time IS NOT NULL "
+                "ORDER BY scheduled_time DESC LIMIT :latest) AS latest"
+            ),
+            {"schedule_id": UUID(schedule_id), "latest": latest},
+        )
+    ).scalar_one()
+    return average
 
 
 async def count_attempt(tx: AsyncConnection, key: SlotKey) -> bool:

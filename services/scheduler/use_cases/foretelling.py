@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
 
 from services.runtime.caller import Caller
 from services.runtime.database import Database
-from services.runtime.errors import not_found
+from services.runtime.errors import Violation, invalid, not_found
 from services.scheduler.explanation import Explanation, explain
-from services.scheduler.schedules import Schedule
+from services.scheduler.schedules import Schedule, Settings
+from services.scheduler.simulation import (
+    RUN_DURATION_DEFAULT,
+    Scenario,
+    Simulation,
+    simulate,
+)
 from services.scheduler.slot_records import SlotKey
 from services.scheduler.slots import HORIZON, Occurrence, Slots, fire_time
-from services.scheduler.specs import Spec
+from services.scheduler.specs import Spec, TimeWindow
 from services.scheduler.store import schedules, slots
 
 PREVIEW_DEFAULT = 10
+# The latest runs whose average length a simulation assumes.
+_AVERAGED_RUNS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +79,40 @@ class Foretelling:
             slot = await slots.get(tx, SlotKey(schedule_id, scheduled_time))
         explanation = await asyncio.to_thread(explain, schedule, scheduled_time, slot, moment)
         return schedule, explanation
+
+    async def simulate(
+        self,
+        caller: Caller,
+        target: str | Settings,
+        start: datetime | None,
+        end: datetime,
+        run_duration: timedelta | None,
+        outages: tuple[TimeWindow, ...],
+    ) -> tuple[Scenario, Simulation]:
+        """Play a schedule, one that exists or settings of one, through a span of time."""
+        async with self._database.tenant(caller.tenant_id) as tx:
+            moment = await schedules.now(tx)
+        share, average = 0.0, None
+        if isinstance(target, str):
+            schedule, moment = await self._schedule(caller, target)
+            async with self._database.tenant(caller.tenant_id) as tx:
+                average = await slots.average_run(tx, target, _AVERAGED_RUNS)
+            target, share = schedule.settings, schedule.jitter_share
+        start = start or moment
+        if end <= start:
+            raise invalid(Violation("end_time", "must be after start_time"))
+        scenario = Scenario(
+            spec=target.spec,
+            share=share,
+            overlap_policy=target.overlap_policy,
+            catch_up=target.catch_up,
+            remaining_actions=target.remaining_actions,
+            start_time=start,
+            end_time=end,
+            run_duration=run_duration or average or RUN_DURATION_DEFAULT,
+            outages=outages,
+        )
+        return scenario, await asyncio.to_thread(simulate, scenario)
 
     async def _schedule(self, caller: Caller, schedule_id: str) -> tuple[Schedule, datetime]:
         async with self._database.tenant(caller.tenant_id) as tx:

@@ -80,15 +80,17 @@ class SlotReading:
         position = decode_cursor(cursor, stream=_STREAM, tenant_id=tenant_id)
         if position is None:
             position = await self._beginning(tenant_id, from_now=from_now)
-        quiet_since = self._time()
+        # The first message comes at once, if only to hand out a cursor to begin with.
+        quiet_since = -HEARTBEAT
         wakeups = self._listener.wakeups(changes.SLOTS_CHANNEL, poll_seconds=POLL_SECONDS)
-        async with aclosing(wakeups) as woken:  # type: ignore[type-var]
+        async with aclosing(wakeups) as woken:
             async for _ in woken:
                 while True:
                     found, position = await self._read(tenant_id, schedule_ids, position)
                     draining = self._drain.draining.is_set()
                     if found or draining or self._time() - quiet_since >= HEARTBEAT:
-                        quiet_since = self._time()
+                        # The first message comes at once, if only to hand out a cursor to begin with.
+        quiet_since = -HEARTBEAT
                         place = encode_cursor(position, stream=_STREAM, tenant_id=tenant_id)
                         yield ChangeBatch(tuple(found), place, resume=draining)
                     if draining:

@@ -132,7 +132,9 @@ class Backfill(_message.Message):
 
     @_builtins.property
     def cost(self) -> _amount_pb2.Amount:
-        """What its runs have cost so far, as far as the Ledger has told."""
+        """What its finished runs have cost, as the Executor counts it. Absent without
+        a cap.
+        """
 
     @_builtins.property
     def position_time(self) -> _timestamp_pb2.Timestamp:

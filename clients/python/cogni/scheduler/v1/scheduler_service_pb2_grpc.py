@@ -247,7 +247,7 @@ class SchedulerServiceServicer:
         """Plays a schedule through a span of time without starting anything: slots,
         overlaps, catch-up and forecast cost, for a run length and a price that
         are given or taken from the schedule's past. Safe to retry. Errors:
-        LIMIT_EXCEEDED (more than 100,000 slots). Scope: schedules:read.
+        LIMIT_EXCEEDED (more than 20,000 slots). Scope: schedules:read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

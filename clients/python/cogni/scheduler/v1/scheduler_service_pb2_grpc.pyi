@@ -107,7 +107,7 @@ class SchedulerServiceStub:
     """Plays a schedule through a span of time without starting anything: slots,
     overlaps, catch-up and forecast cost, for a run length and a price that
     are given or taken from the schedule's past. Safe to retry. Errors:
-    LIMIT_EXCEEDED (more than 100,000 slots). Scope: schedules:read.
+    LIMIT_EXCEEDED (more than 20,000 slots). Scope: schedules:read.
     """
     ExplainSlot: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.ExplainSlotRequest, _scheduler_service_pb2.ExplainSlotResponse]
     """Says why a schedule did, or did not, fire at a time, and how late. Safe to
@@ -204,7 +204,7 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     """Plays a schedule through a span of time without starting anything: slots,
     overlaps, catch-up and forecast cost, for a run length and a price that
     are given or taken from the schedule's past. Safe to retry. Errors:
-    LIMIT_EXCEEDED (more than 100,000 slots). Scope: schedules:read.
+    LIMIT_EXCEEDED (more than 20,000 slots). Scope: schedules:read.
     """
     ExplainSlot: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ExplainSlotRequest, _scheduler_service_pb2.ExplainSlotResponse]  # type: ignore[assignment]
     """Says why a schedule did, or did not, fire at a time, and how late. Safe to
@@ -376,7 +376,7 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Plays a schedule through a span of time without starting anything: slots,
         overlaps, catch-up and forecast cost, for a run length and a price that
         are given or taken from the schedule's past. Safe to retry. Errors:
-        LIMIT_EXCEEDED (more than 100,000 slots). Scope: schedules:read.
+        LIMIT_EXCEEDED (more than 20,000 slots). Scope: schedules:read.
         """
 
     @_abc_1.abstractmethod
