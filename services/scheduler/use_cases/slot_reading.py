@@ -89,8 +89,7 @@ class SlotReading:
                     found, position = await self._read(tenant_id, schedule_ids, position)
                     draining = self._drain.draining.is_set()
                     if found or draining or self._time() - quiet_since >= HEARTBEAT:
-                        # The first message comes at once, if only to hand out a cursor to begin with.
-        quiet_since = -HEARTBEAT
+                        quiet_since = self._time()
                         place = encode_cursor(position, stream=_STREAM, tenant_id=tenant_id)
                         yield ChangeBatch(tuple(found), place, resume=draining)
                     if draining:
