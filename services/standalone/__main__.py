@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from rich.console import Console
 
 from services.standalone.callers import ALL_SCOPES
-from services.standalone.console import Screen
+from services.standalone.console import Screen, program
 from services.standalone.datadir import DataDir
 from services.standalone.errors import StandaloneError
 from services.standalone.keys import now_utc
@@ -77,7 +76,7 @@ def up(
         "redis": redis_port,
     }
     ports = {name: port for name, port in asked.items() if port is not None}
-    screen = Screen(Console())
+    screen = Screen()
     screen.say(f"Starting Cogni on {data_dir}")
     stack = Stack(StackOptions(data_dir, graphs or default_graphs(), ports), screen.report)
 
@@ -175,16 +174,17 @@ def _welcome(screen: Screen, stack: Stack) -> None:
     screen.say(f"  {'logs':12} {stack.directory.logs}")
     screen.say(
         f"\nA token for tenant {DEFAULT_TENANT!r}, good for {DEFAULT_TTL_HOURS:.0f} hours "
-        f"(more: python -m services.standalone token{own}):\n\n  export COGNI_TOKEN={minted}\n"
+        f"(more: {program('python')} -m services.standalone token{own}):\n\n"
+        f"  export COGNI_TOKEN={minted}\n"
     )
     screen.say(
         "A first call:\n\n"
         f'  grpcurl -plaintext -H "authorization: Bearer $COGNI_TOKEN" {executor} '
         "cogni.executor.v1.ExecutorService/ListGraphs\n\n"
         "The same and more with the command line, in another terminal:\n\n"
-        f'  eval "$(python -m services.standalone env{own})"\n'
-        "  cogni graphs list\n"
-        "  cogni --help\n\n"
+        f'  eval "$({program("python")} -m services.standalone env{own})"\n'
+        f"  {program('cogni')} graphs list\n"
+        f"  {program('cogni')} --help\n\n"
         "Ctrl-C stops everything."
     )
 

@@ -30,6 +30,7 @@ _SETTINGS: Final = {
     "max_wal_size": "256MB",
     "wal_level": "minimal",
     "max_wal_senders": "0",
+    "max_logical_replication_workers": "0",
     # Compiling a plan costs more than every query of ours takes.
     "jit": "off",
     # The default starts three more processes that help only cold reads from slow discs.

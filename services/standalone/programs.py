@@ -15,8 +15,11 @@ from services.standalone.probes import serves_grpc
 SERVICES: Final = ("ledger", "connections", "executor", "scheduler")
 
 #: What Dramatiq logs when its worker has loaded its modules and consumes.
-WORKER_READY: Final = "Worker process is ready for action."
-CLOCK_READY: Final = "clock"
+STARTER_READY: Final = "Worker process is ready for action."
+#: What the runner logs when its graphs can be run.
+RUNNER_READY: Final = "the graphs are published"
+CLOCK_READY: Final = "the clock runs"
+RUNNER_PREFIX: Final = "COGNI_RUNNER_"
 WORKER_STOP_MS: Final = 8000
 DRAIN_SECONDS: Final = 5
 
@@ -83,8 +86,8 @@ def programs(wiring: Wiring, logs: Path, environ: Mapping[str, str] = os.environ
             make.environment("scheduler"),
             log_says(CLOCK_READY),
         ),
-        make.worker("starter", Stage.INTAKE, "services.scheduler.worker", "scheduler"),
-        make.worker("runner", Stage.RUNNERS, "services.executor.worker", "executor"),
+        make.worker("starter", Stage.INTAKE, "scheduler", STARTER_READY),
+        make.worker("runner", Stage.RUNNERS, "executor", RUNNER_READY),
     ]
 
 
@@ -125,9 +128,9 @@ class _Maker:
             serves_grpc(self.wiring.address(service)),
         )
 
-    def worker(self, name: str, stage: Stage, module: str, service: str) -> Program:
+    def worker(self, name: str, stage: Stage, service: str, ready: str) -> Program:
         command = (
-            *(sys.executable, "-m", "dramatiq", module),
+            *(sys.executable, "-m", "dramatiq", f"services.{service}.worker"),
             *("--use-spawn", "--processes", "1", "--threads", "1"),
             *("--worker-shutdown-timeout", str(WORKER_STOP_MS)),
         )
@@ -139,7 +142,9 @@ class _Maker:
             environment = {**inherited, **environment}
             environment["COGNI_SERVICE_KEY_FILE"] = str(self.wiring.keys.identity("runner"))
             environment["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
-        return self.program(name, stage, command, environment, log_says(WORKER_READY))
+            environment["COGNI_RUNNER_DRAIN_SECONDS"] = str(DRAIN_SECONDS)
+            environment |= _named(self.wiring.extra, RUNNER_PREFIX)
+        return self.program(name, stage, command, environment, log_says(ready))
 
     def environment(self, service: str) -> dict[str, str]:
         """The settings of one service's processes."""
@@ -162,13 +167,11 @@ class _Maker:
                 environment[f"COGNI_{callee.upper()}_ADDRESS"] = wiring.address(callee)
         if service == "executor":
             environment["COGNI_GRAPHS_FILE"] = str(wiring.graphs_file)
-        return environment | {n: v for n, v in wiring.extra.items() if _belongs(n, service)}
+        return environment | _named(wiring.extra, f"COGNI_{service.upper()}_")
 
 
-def _belongs(name: str, service: str) -> bool:
-    """Whether a setting is shared or that service's own."""
-    others = (f"COGNI_{other.upper()}_" for other in SERVICES if other != service)
-    return not name.startswith(tuple(others))
+def _named(settings: Mapping[str, str], prefix: str) -> dict[str, str]:
+    return {name: value for name, value in settings.items() if name.startswith(prefix)}
 
 
 def _surroundings(environ: Mapping[str, str]) -> dict[str, str]:

@@ -38,7 +38,7 @@ class StackOptions:
     graphs_file: Path
     #: Ports asked for by name: taken or refused. The others are the usual ones, or free ones.
     ports: Mapping[str, int] = field(default_factory=dict)
-    #: Further COGNI_* settings for the processes they belong to.
+    #: Further COGNI_<SERVICE>_* and COGNI_RUNNER_* settings, for the processes they name.
     settings: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -24,7 +24,7 @@ from services.executor.store import graphs
 from services.executor.store.leases import LeaseTimes
 from services.runtime.channels import sync_service_channel
 from services.runtime.database import Database
-from services.runtime.errors import StartError
+from services.runtime.errors import ServiceError, StartError
 from services.runtime.listen import Listener
 from services.runtime.logs import start_logs
 from services.runtime.migrations import check_migrated
@@ -42,6 +42,7 @@ _RENEWALS_PER_LEASE = 3
 _COMPANY_SUSPICIONS_MAX = 3
 #: How often the catalogue says that its graphs are still here.
 _PUBLISH_SECONDS = 60.0
+_PUBLISH_RETRY_SECONDS = 1.0
 #: What a stopping process still waits for, beyond the drain, before it ends anyway.
 _END_SECONDS = 30.0
 EXIT_START = 1
@@ -198,9 +199,20 @@ def _adopter(pumps: set[asyncio.Task[Any]]) -> Callable[[asyncio.Task[Any]], Non
 
 
 async def _publish(database: Database, catalogue: Catalogue) -> None:
+    said = False
     while True:
-        async with database.raw_jobs() as tx:
-            await graphs.publish(tx, EVERY_TENANT, await catalogue.published())
+        try:
+            published = await catalogue.published()
+            async with database.raw_jobs() as tx:
+                await graphs.publish(tx, EVERY_TENANT, published)
+        except ServiceError as error:
+            _log.warning("the graphs could not be published (%s)", error)
+            await asyncio.sleep(_PUBLISH_RETRY_SECONDS)
+            continue
+        if not said:
+            # The embedded stack waits for this line: from now on runs can be started.
+            _log.info("the graphs are published")
+            said = True
         await asyncio.sleep(_PUBLISH_SECONDS)
 
 

@@ -4,9 +4,7 @@ import asyncio
 import time
 from typing import Final
 
-from rich.table import Table
-
-from cogni.client import AsyncClient, NotFound, NotImplementedYet
+from cogni.client import AsyncClient, NotFound, NotImplementedYet, NotPossibleNow
 from cogni.ledger.v1.ledger_service_pb2 import GetReceiptRequest, GetRunStatementRequest
 from cogni.ledger.v1.statement_pb2 import RunStatement
 from cogni.ledger.v1.usage_pb2 import Charge
@@ -36,21 +34,16 @@ async def statement(client: AsyncClient, run_id: str, *, units: int) -> RunState
 
 def show(screen: Screen, found: RunStatement) -> None:
     """Prints the charges and their sum."""
-    table = Table("charge", "what", "amount", box=None, pad_edge=False, header_style="bold")
     for charge in found.charges:
         marks = "".join(
             f" ({word})"
             for word, on in (("rework", charge.unit.rework), ("estimated", charge.unit.estimated))
             if on
         )
-        table.add_row(
-            charge.unit.source_reference,
-            f"{_what(charge)}{marks}",
-            f"{charge.amount.value} {charge.amount.asset}",
-        )
+        amount = f"{charge.amount.value} {charge.amount.asset}"
+        screen.say(f"  charge {charge.unit.source_reference}  {_what(charge)}{marks}  {amount}")
     for total in found.totals:
-        table.add_row("", "in all", f"{total.charged.value} {total.charged.asset}")
-    screen.console.print(table)
+        screen.say(f"  in all {total.charged.value} {total.charged.asset}")
 
 
 async def receipt(client: AsyncClient, charge: Charge) -> str:
@@ -64,6 +57,8 @@ async def receipt(client: AsyncClient, charge: Charge) -> str:
         )
     except NotImplementedYet:
         return "This Ledger gives no receipts yet."
+    except NotPossibleNow as error:
+        return f"No receipt: {error.message}"
     head = answer.receipt.tree_head
     proofs = sum(len(entry.inclusion_proof.hashes) for entry in answer.receipt.entries)
     return (

@@ -7,11 +7,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
-from rich.console import Console
-
 from cogni.client import AsyncClient, ClientSettings, CogniError
 from services.standalone.callers import ALL_SCOPES
-from services.standalone.console import Screen
+from services.standalone.console import Screen, program
 from services.standalone.datadir import DataDir
 from services.standalone.demo.outside import bluesky
 from services.standalone.demo.story import Story
@@ -24,17 +22,19 @@ from services.standalone.stack import Stack, StackOptions
 SUBJECT: Final = "demo"
 TENANT: Final = "demo"
 TOKEN_TTL: Final = timedelta(hours=1)
-ROOT: Final = Path(__file__).parents[3]
+#: A killed runner is noticed when its lease ends; nobody wants to watch the usual ten seconds.
+QUICK_TAKEOVER: Final = {"COGNI_RUNNER_LEASE_SECONDS": "5"}
 
 
 def show(data_dir: Path, graphs: Path, source: Path) -> None:
     """Plays the demo. Raises StandaloneError with a sentence when something goes wrong."""
-    screen = Screen(Console(soft_wrap=True))
-    screen.say(f"[bold]Cogni, the main job end to end on this machine[/]  (data: {data_dir})\n")
+    screen = Screen()
+    screen.title("Cogni: the main job, end to end, on this machine")
+    screen.say(f"  data in {data_dir}\n")
     directory, source = DataDir(data_dir), source.resolve()
     outside = bluesky(os.environ, directory.path, directory.logs)
     companions = [] if outside.stand_in is None else [outside.stand_in]
-    options = StackOptions(data_dir, graphs, settings=outside.settings)
+    options = StackOptions(data_dir, graphs, settings={**outside.settings, **QUICK_TAKEOVER})
     stack = Stack(options, screen.report, companions=companions)
     last_run_id = ""
 
@@ -69,11 +69,11 @@ def _how_to_go_on(screen: Screen, data_dir: Path, run_id: str) -> None:
     screen.say(
         f"Done in {screen.seconds():.0f} s; everything is stopped, the data stay in {data_dir}.\n\n"
         "Go on with the same data:\n\n"
-        f"  python -m services.standalone up --data-dir {where}\n\n"
+        f"  {program('python')} -m services.standalone up --data-dir {where}\n\n"
         "and in another terminal:\n\n"
-        f'  eval "$(python -m services.standalone env --data-dir {where} --subject {SUBJECT})"\n'
-        f"  cogni runs watch {run_id}\n"
-        f"  cogni ledger statement {run_id}\n"
-        "  cogni runs list\n\n"
+        f'  eval "$({program("python")} -m services.standalone env --data-dir {where})"\n'
+        f"  {program('cogni')} runs watch {run_id}\n"
+        f"  {program('cogni')} ledger statement {run_id}\n"
+        f"  {program('cogni')} runs list\n\n"
         "The graph is examples/digest.py; README.md shows grpcurl and the Python client."
     )

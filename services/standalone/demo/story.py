@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cogni.cli.events import EventPrinter
 from cogni.client import AsyncClient
 from cogni.executor.v1.run_event_pb2 import RunEvent
 from cogni.executor.v1.run_pb2 import RunState
@@ -18,6 +17,7 @@ from cogni.scheduler.v1.scheduler_service_pb2 import ListSlotsRequest
 from services.standalone.console import Screen
 from services.standalone.demo import bill, tenant
 from services.standalone.demo.outside import Bluesky, model_sentence
+from services.standalone.demo.telling import Teller
 from services.standalone.demo.tenant import Tenant
 from services.standalone.errors import StandaloneError
 from services.standalone.stack import Stack
@@ -65,9 +65,12 @@ class Story:
         grant_id = await tenant.grant(self.client, team, str(self.source), may_post=False)
         run = await self.client.start_run(tenant.GRAPH, grant_id, self._input())
         events = await self._watch(run.run_id)
-        if not any(event.HasField("tool_denied") for event in events):
-            raise StandaloneError("The tool was not denied, although no grant names it.")
-        self._say("Denied at the moment of the call, and on record with the grant's id.")
+        denied = next((e.tool_denied for e in events if e.HasField("tool_denied")), None)
+        if denied is None:
+            raise StandaloneError("The tool was not denied, although the grant does not name it.")
+        self._say(
+            f"Denied when it was called: audit record {denied.audit_record_id}. Nothing was posted."
+        )
 
     async def _scheduled(self, team: Tenant) -> str:
         self._act("A grant with it, and a schedule that fires within two seconds")
@@ -99,7 +102,12 @@ class Story:
         run = await self.client.start_run(tenant.GRAPH, grant_id, run_input)
         events = await self._watch(run.run_id, at=_is_cooling_off, then=self._kill_the_runner)
         text = _digest_of(events)
-        self._say(f"It took {max(event.attempt for event in events)} attempts and went on.")
+        attempts = max(event.attempt for event in events)
+        if attempts < 2:
+            raise StandaloneError("The run was over before its runner could be killed.")
+        self._say(
+            f"Attempt {attempts} went on from the last checkpoint: nothing was written twice."
+        )
         posts = await self.bluesky.posts(text)
         here = [post for post in posts if post["uri"] == _post_of(events)]
         self._say(f"Posts of this run on the server: {len(here)}.")
@@ -120,7 +128,10 @@ class Story:
         charged = {charge.unit.source_reference for charge in found.charges}
         if len(charged) != len(found.charges) or not calls <= charged:
             raise StandaloneError("The statement does not match the run's calls one to one.")
-        self._say(f"{len(calls)} model call(s) seen by the runner, each charged exactly once.")
+        if len(calls) == 1:
+            self._say("One model call was made, and charged exactly once.")
+        else:
+            self._say(f"{len(calls)} model calls were made, each charged exactly once.")
         if found.charges:
             self._say(await bill.receipt(self.client, found.charges[0]))
 
@@ -142,16 +153,22 @@ class Story:
         at: Callable[[RunEvent], bool] | None = None,
         then: Callable[[], Awaitable[None]] | None = None,
     ) -> list[RunEvent]:
-        printer = EventPrinter(self.screen.console)
+        teller = Teller(self.screen.console)
         events: list[RunEvent] = []
         self.screen.say()
-        async with asyncio.timeout(RUN_SECONDS):
-            async for event in self.client.watch_run(run_id):
-                events.append(event)
-                printer.print(event)
-                if then is not None and at is not None and at(event):
-                    await then()
-                    then = None
+        try:
+            async with asyncio.timeout(RUN_SECONDS):
+                async for event in self.client.watch_run(run_id):
+                    events.append(event)
+                    teller.tell(event)
+                    if then is not None and at is not None and at(event):
+                        await then()
+                        then = None
+        except TimeoutError:
+            raise StandaloneError(
+                f"Run {run_id} was not finished after {RUN_SECONDS:.0f} s; the logs in "
+                f"{self.stack.directory.logs} say more."
+            ) from None
         finished = events[-1].finished
         if finished.state != RunState.RUN_STATE_SUCCEEDED:
             raise StandaloneError(f"Run {run_id} did not succeed: {finished.error.message}")
@@ -169,7 +186,8 @@ class Story:
         return {"source": str(self.source), "limit": CHANGES_READ, **more}
 
     def _act(self, title: str) -> None:
-        self.screen.say(f"\n[bold]{title}[/]")
+        self.screen.say()
+        self.screen.title(title)
 
     def _say(self, text: str) -> None:
         self.screen.say(f"  {text}")
