@@ -26,6 +26,7 @@ from services.executor.use_cases.backing import Backing
 from services.executor.use_cases.check_resources import Resources
 from services.executor.use_cases.grant import Leases
 from services.executor.use_cases.mint_run_token import Sign, mint_run_token
+from services.executor.use_cases.resume_run import Answer, resume_run
 from services.executor.use_cases.start_run import start_run
 from services.executor.use_cases.stop_run import cancel_run
 from services.executor.use_cases.tail import Tail
@@ -135,6 +136,15 @@ class ExecutorServicer(executor_grpc.ExecutorServiceServicer):
         reason = cancel_reason_of(request.reason)
         run = await cancel_run(self._on, current_caller(), request.run_id, reason, request.comment)
         return executor.CancelRunResponse(run=self._run(run))
+
+    async def ResumeRun(
+        self, request: executor.ResumeRunRequest, context: Context
+    ) -> executor.ResumeRunResponse:
+        answer = Answer(*runs.answer_of(request))
+        run = await resume_run(
+            self._on, current_caller(), request.run_id, request.interrupt_id, answer
+        )
+        return executor.ResumeRunResponse(run=self._run(run))
 
     async def ListGraphs(
         self, request: executor.ListGraphsRequest, context: Context

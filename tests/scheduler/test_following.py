@@ -14,7 +14,7 @@ from services.scheduler.use_cases.following import LEASE, followers
 async def test_a_revoked_grant_stops_its_schedules_and_what_waits(world: Any) -> None:
     grant_id = world.executor.grant()
     stopped = await world.create(grant_id=grant_id, overlap_policy="OVERLAP_POLICY_BUFFER_ALL")
-    other = await world.create()
+    other = await world.create({"interval": {"every": "31536000s"}})
     await world.fire(stopped)
     await world.deliver()
     await world.fire(stopped)

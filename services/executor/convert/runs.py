@@ -19,8 +19,9 @@ from services.executor.runs import (
     RunRequest,
     RunState,
     RunUsage,
+    WaitingReason,
 )
-from services.runtime.jsonvalues import from_struct, to_struct, to_value
+from services.runtime.jsonvalues import Json, from_struct, from_value, to_struct, to_value
 
 
 def run_to_proto(run: Run, trace_url_template: str = "", *, whole: bool = True) -> run_pb2.Run:
@@ -128,6 +129,21 @@ def run_request(sent: executor_service_pb2.StartRunRequest) -> RunRequest:
         labels=dict(sent.labels),
         origin=_origin(sent.origin),
     )
+
+
+def answer_of(sent: executor_service_pb2.ResumeRunRequest) -> tuple[Json, WaitingReason]:
+    """Return the answer of a validated request, and the kind of question it fits.
+
+    A verdict becomes the object that the runner's guard understands.
+    """
+    if sent.WhichOneof("answer") == "value":
+        return from_value(sent.value), WaitingReason.INTERRUPT
+    happened = sent.verdict.finding == executor_service_pb2.INVOCATION_FINDING_HAPPENED
+    verdict: dict[str, Json] = {
+        "outcome": "happened" if happened else "did_not_happen",
+        "output": from_value(sent.verdict.output) if sent.verdict.HasField("output") else None,
+    }
+    return verdict, WaitingReason.OUTCOME_UNKNOWN
 
 
 def _options(sent: run_pb2.RunOptions) -> Options:

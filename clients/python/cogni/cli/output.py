@@ -15,14 +15,16 @@ from rich.table import Table
 from cogni.type.v1.amount_pb2 import Amount
 
 PAGE_SIZE = 100
+WIDTH_MAX = 10_000
 
 # A generated enum: protobuf gives its type no public name.
 EnumType = Any
 
 
 def console() -> Console:
-    # Ids must stay whole for copying, so nothing is shortened or wrapped.
-    return Console(highlight=False, soft_wrap=True, markup=False)
+    # Ids must stay whole for copying, so a wide table runs over the terminal's edge instead of
+    # being shortened to it.
+    return Console(highlight=False, soft_wrap=True, markup=False, width=WIDTH_MAX)
 
 
 def as_json(message: Message) -> dict[str, Any]:
