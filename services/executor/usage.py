@@ -42,6 +42,7 @@ class SettledUnit:
     kind: UsageKind
     model: str
     provider: str
+    provider_response_id: str
     tool: str
     invocation_id: str
     counts: Mapping[str, int]

@@ -40,6 +40,7 @@ def _llm_call(unit: SettledUnit) -> usage_pb2.LlmCall:
     return usage_pb2.LlmCall(
         model=unit.model,
         provider=unit.provider,
+        provider_response_id=unit.provider_response_id,
         token_counts=[
             usage_pb2.TokenCount(kind=usage_pb2.TokenKind.Value(f"TOKEN_KIND_{kind}"), count=count)
             for kind, count in unit.disjoint_counts().items()

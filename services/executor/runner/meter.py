@@ -73,7 +73,13 @@ class RunMeter:
         call, span = self._open.pop(call_id)
         cost = _amount(usage)
         tokens = _tokens(usage)
-        fact = store.settle_call(call_id, tokens, cost, estimated=usage.estimated)
+        fact = store.settle_call(
+            call_id,
+            tokens,
+            cost,
+            estimated=usage.estimated,
+            provider_response_id=usage.provider_response_id,
+        )
         event = UsageRecorded(
             call_id=call_id,
             node=call.node,
@@ -88,6 +94,8 @@ class RunMeter:
             event.cost.CopyFrom(AmountMessage(asset=cost.asset, value=cost.plain))
         span.set_attribute("gen_ai.usage.input_tokens", tokens.input_tokens)
         span.set_attribute("gen_ai.usage.output_tokens", tokens.output_tokens)
+        if usage.provider_response_id:
+            span.set_attribute("gen_ai.response.id", usage.provider_response_id)
         span.end()
         written = self._journal.write(self._holding, drafts=[Draft(event)], facts=[fact])
         try:

@@ -100,6 +100,7 @@ def _unit(row: Row) -> SettledUnit:
         kind=UsageKind(row["kind"]),
         model=row["model"] or "",
         provider=row["provider"] or "",
+        provider_response_id=row["provider_response_id"],
         tool=row["tool"] or "",
         invocation_id=text_of(row["invocation_id"]) or "",
         counts=actual,

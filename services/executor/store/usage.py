@@ -17,7 +17,7 @@ ON CONFLICT (call_id) DO NOTHING
 # By call id and state and not by the lease: what was used is a fact, whoever reports it.
 _SETTLE = """
 UPDATE usage_units SET state = 'SETTLED', actual = $2, cost_asset = $3, cost_value = $4,
-    estimated = $5, settle_time = cogni_now()
+    estimated = $5, provider_response_id = $6, settle_time = cogni_now()
 WHERE call_id = $1 AND state = 'PENDING'
 """
 _STALE = """
@@ -89,10 +89,17 @@ def open_call(call: PendingCall) -> Write:
     )
 
 
-def settle_call(call_id: str, used: Tokens, cost: Amount | None, *, estimated: bool) -> Write:
+def settle_call(
+    call_id: str,
+    used: Tokens,
+    cost: Amount | None,
+    *,
+    estimated: bool,
+    provider_response_id: str,
+) -> Write:
     """Write what the call used, unless it is settled already; needs no lease."""
     asset, value = (cost.asset, cost.value) if cost else (None, None)
-    return Write(_SETTLE, (call_id, used.stored, asset, value, estimated))
+    return Write(_SETTLE, (call_id, used.stored, asset, value, estimated, provider_response_id))
 
 
 async def settle_stale(tx: Connection, older_than_seconds: float, limit: int) -> int:
@@ -112,5 +119,6 @@ async def settle_stale(tx: Connection, older_than_seconds: float, limit: int) ->
             cost["asset"] if cost else None,
             None if cost is None else Decimal(cost["value"]),
             True,
+            "",
         )
     return len(rows)

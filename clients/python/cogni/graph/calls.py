@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Mapping
+from dataclasses import replace
 from typing import Any
 
 from cogni.graph import provider
@@ -38,6 +39,7 @@ class ProviderCall:
         self._abandoned = asyncio.Event()
         self._parts: asyncio.Queue[Any] = asyncio.Queue(CHUNKS_WAITING_MAX)
         self._usage: Usage | None = None
+        self._response_id = ""
         self._pump = asyncio.create_task(self._run(), name="provider-call")
         self._pump.add_done_callback(_mark_retrieved)
         if meter is not None:
@@ -87,7 +89,8 @@ class ProviderCall:
             raise
         finally:
             if self._meter and call_id:
-                await self._meter.settle(call_id, usage)
+                named = replace(usage, provider_response_id=self._response_id)
+                await self._meter.settle(call_id, named)
 
     async def _until_drained(self, reading: Coroutine[Any, Any, None]) -> None:
         """Read to the end; once abandoned, for at most the drain time."""
@@ -115,6 +118,7 @@ class ProviderCall:
             await self._hand_over(chunk)
 
     def _note_usage(self, part: Any) -> None:
+        self._response_id = str(getattr(part, "id", None) or self._response_id)
         reported = getattr(part, "usage", None)
         if reported is not None:
             self._usage = provider.usage_of(reported)

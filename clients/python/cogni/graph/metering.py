@@ -17,6 +17,8 @@ class Usage:
 
     `cost_usd` is None when nobody knows the model's price. `estimated` marks a
     call whose outcome is unknown and that was settled from its upper bound.
+    `provider_response_id` is the provider's own name for its answer, to find the
+    call on the provider's bill; it is no key, since providers repeat them.
     """
 
     input_tokens: int
@@ -26,6 +28,7 @@ class Usage:
     reasoning_tokens: int = 0
     cost_usd: Decimal | None = None
     estimated: bool = False
+    provider_response_id: str = ""
 
 
 #: What a call that was never sent, or was refused by the provider, used.

@@ -50,6 +50,7 @@ CREATE TABLE usage_units (
     node text NOT NULL,
     model text,
     provider text,
+    provider_response_id text NOT NULL DEFAULT '',
     invocation_id uuid,
     state text NOT NULL CHECK (state IN ('PENDING', 'SETTLED')),
     estimate json NOT NULL,
