@@ -14,11 +14,17 @@ from services.connections.access import ACCESS
 from services.connections.adapters.egress import Egress, EgressLimits
 from services.connections.egress_rules import EgressRules
 from services.connections.keyring import KeyEncryption
-from services.connections.providers.catalogue import Catalogue
+from services.connections.providers.catalogue import Catalogue, built_in
 from services.connections.renewal import RenewalLimits
 from services.connections.rules import RULES
 from services.connections.server import ConnectionsServicer, UseCases
-from services.connections.settings import ConnectionsSettings, key_ring, redirects
+from services.connections.settings import (
+    ConnectionsSettings,
+    github_keys,
+    key_ring,
+    oauth_clients,
+    redirects,
+)
 from services.connections.store import authorizations, changes
 from services.connections.use_cases.authorizations import Authorizations, Redirects
 from services.connections.use_cases.changes import Changes
@@ -26,6 +32,7 @@ from services.connections.use_cases.checkups import Checkups
 from services.connections.use_cases.connections import Connections
 from services.connections.use_cases.key_rotation import KeyRotations
 from services.connections.use_cases.leases import Leases
+from services.connections.use_cases.narrowing import Narrowing
 from services.connections.use_cases.sealed import Vault
 from services.connections.use_cases.sessions import Sessions
 from services.connections.use_cases.watching import Watching
@@ -91,7 +98,7 @@ def compose(
         authorizations=Authorizations(database, vault, catalogue, egress, rules, choices.redirects),
         changes=Changes(database, vault, catalogue, egress, rules),
         checkups=Checkups(database, vault, catalogue, egress, sessions),
-        leases=Leases(database, vault, catalogue, sessions),
+        leases=Leases(database, vault, catalogue, sessions, Narrowing(egress)),
         key_rotations=KeyRotations(database, keys, operator_tenant=choices.operator_tenant),
         watching=Watching(database, listener, drain),
     )
@@ -152,6 +159,7 @@ async def open_application(process: Process[ConnectionsSettings]) -> AsyncIterat
             redirects=redirects(settings),
         ),
         process.drain,
+        catalogue=Catalogue(built_in(oauth_clients(settings), github_keys(settings))),
     )
     try:
         yield parts.application

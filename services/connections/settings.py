@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import SecretStr
 
 from services.connections.egress_rules import EgressRules
 from services.connections.keyring import KeyRing, KeyRingError, parse_key_ring
+from services.connections.providers.oauth import OAuthClient
 from services.connections.use_cases.authorizations import Redirects
 from services.runtime.command import ServiceProcessSettings
 from services.runtime.settings import SettingsError, own
@@ -38,6 +40,14 @@ class ConnectionsSettings(ServiceProcessSettings):
         pattern=r"([a-z0-9][a-z0-9-]{0,62})?",
     )
 
+    oauth_clients: SecretStr | None = own(
+        None,
+        'The OAuth clients you registered: {"twitter": {"client_id": "…", "client_secret": "…"}, '
+        '"github_oauth": {…}}.',
+    )
+    github_keys: SecretStr | None = own(
+        None, 'The private keys of your GitHub Apps, in PEM, by name: {"my-app": "-----BEGIN…"}.'
+    )
     callback_url: str = own(
         "",
         "Public URL of the callback process (python -m services.connections callback), as it is "
@@ -57,10 +67,11 @@ class ConnectionsSettings(ServiceProcessSettings):
             EgressRules.parse(self.egress_allow)
         except ValueError as error:
             yield f"COGNI_CONNECTIONS_EGRESS_ALLOW: {error}."
-        try:
-            key_ring(self)
-        except SettingsError as error:
-            yield from error.problems
+        for read in (key_ring, oauth_clients, github_keys):
+            try:
+                read(self)
+            except SettingsError as error:
+                yield from error.problems
 
 
 def key_ring(settings: ConnectionsSettings) -> KeyRing:
@@ -82,3 +93,42 @@ def redirects(settings: ConnectionsSettings) -> Redirects:
 
 def _listed(text: str) -> frozenset[str]:
     return frozenset(part.strip() for part in text.split(",") if part.strip())
+
+
+def oauth_clients(settings: ConnectionsSettings) -> dict[str, OAuthClient]:
+    """The operator's OAuth clients by provider. Raises SettingsError."""
+    shape = '{"twitter": {"client_id": "…", "client_secret": "…"}, "github_oauth": {…}}'
+    problem = SettingsError([f"COGNI_CONNECTIONS_OAUTH_CLIENTS_FILE must look like {shape}."])
+    clients = {}
+    for name, entry in _json_object(settings.oauth_clients, problem).items():
+        if name not in ("twitter", "github_oauth") or not isinstance(entry, dict):
+            raise problem
+        values = {key: entry.get(key, "") for key in ("client_id", "client_secret")}
+        texts = all(isinstance(value, str) for value in values.values())
+        if not texts or not values["client_id"] or set(entry) - set(values):
+            raise problem
+        clients[name] = OAuthClient(**values)
+    return clients
+
+
+def github_keys(settings: ConnectionsSettings) -> dict[str, str]:
+    """PEM texts of the operator's GitHub Apps by name. Raises SettingsError."""
+    problem = SettingsError(
+        ['COGNI_CONNECTIONS_GITHUB_KEYS_FILE must look like {"my-app": "-----BEGIN …"}.']
+    )
+    found = _json_object(settings.github_keys, problem)
+    if not all(isinstance(pem, str) and "PRIVATE KEY" in pem for pem in found.values()):
+        raise problem
+    return found
+
+
+def _json_object(secret: SecretStr | None, problem: SettingsError) -> dict[str, Any]:
+    if secret is None:
+        return {}
+    try:
+        content = json.loads(secret.get_secret_value())
+    except ValueError:
+        raise problem from None
+    if not isinstance(content, dict):
+        raise problem
+    return content

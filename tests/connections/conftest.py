@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import hypothesis
 import pytest
 
 from services.connections.connection import Connection
@@ -16,7 +17,7 @@ from services.connections.credential import BearerCredential
 from services.connections.egress_rules import EgressRules
 from services.connections.keyring import KeyRing
 from services.connections.lease import DEFAULT_TTL, LeaseWanted
-from services.connections.providers.catalogue import BUILT_IN, Catalogue
+from services.connections.providers.catalogue import Catalogue, built_in
 from services.connections.providers.http import Http
 from services.connections.providers.provider import (
     LeaseWish,
@@ -29,12 +30,17 @@ from services.connections.renewal import RenewalLimits
 from services.connections.secret import AuthKind, Secret, Session
 from services.connections.use_cases.connections import Connections
 from services.connections.use_cases.leases import Leases
+from services.connections.use_cases.narrowing import Narrowing
 from services.connections.use_cases.sealed import Vault
 from services.connections.use_cases.sessions import Sessions
 from services.runtime.caller import Caller, CallerKind, RunClaims
 from services.runtime.database import Database
 from services.runtime.ids import new_id
 from tests.databases import DatabaseFactory
+
+# A busy machine is no defect: pytest's own timeout bounds each test.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 CANARY = "CANARY-5d1f-secret"
 
@@ -188,7 +194,7 @@ def make_world(
 ) -> World:
     """One process's use cases; several on one database are several processes."""
     scripted = sessions or ScriptedSessions()
-    catalogue = Catalogue([*BUILT_IN, scripted_provider(scripted, **provider)])
+    catalogue = Catalogue([*built_in(), scripted_provider(scripted, **provider)])
     vault = Vault(key_ring)
     renewals = Sessions(database, vault, catalogue, NoHttp(), limits=limits)
     return World(
@@ -197,7 +203,7 @@ def make_world(
         scripted,
         renewals,
         Connections(database, vault, catalogue, NoHttp(), EgressRules()),
-        Leases(database, vault, catalogue, renewals),
+        Leases(database, vault, catalogue, renewals, Narrowing(NoHttp())),
     )
 
 

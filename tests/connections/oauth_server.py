@@ -29,6 +29,7 @@ class Family:
     current: str
     alive: bool = True
     rotations: int = 0
+    uses: int = 0
 
 
 @dataclass
@@ -76,6 +77,7 @@ class OAuthServer:
         family = self.families.get(name)
         if family is None or not family.alive:
             return 400, {"error": "invalid_grant"}
+        family.uses += 1
         if form["refresh_token"] != family.current:
             family.alive = False
             return 400, {"error": "invalid_grant"}
@@ -102,7 +104,12 @@ class OAuthServer:
         """What a trial checks afterwards."""
         with self.lock:
             return {
-                name: {"alive": family.alive, "rotations": family.rotations}
+                name: {
+                    "alive": family.alive,
+                    "current": family.current,
+                    "rotations": family.rotations,
+                    "uses": family.uses,
+                }
                 for name, family in self.families.items()
             }
 

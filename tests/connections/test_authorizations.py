@@ -23,6 +23,7 @@ from services.connections.secret import AuthKind, Secret
 from services.connections.use_cases.authorizations import Authorizations, Redirects
 from services.connections.use_cases.connections import Connections
 from services.connections.use_cases.leases import Leases
+from services.connections.use_cases.narrowing import Narrowing
 from services.connections.use_cases.sealed import Vault
 from services.connections.use_cases.sessions import Sessions
 from services.runtime.caller import Caller
@@ -115,7 +116,7 @@ async def office(
         db,
         Authorizations(db, vault, catalogue, egress, rules, redirects),
         Connections(db, vault, catalogue, egress, rules),
-        Leases(db, vault, catalogue, sessions),
+        Leases(db, vault, catalogue, sessions, Narrowing(egress)),
         sessions,
         oauth,
         address,
@@ -216,7 +217,7 @@ async def test_a_token_at_its_end_is_refreshed_and_the_new_one_kept(
         await clock.advance(office.database, timedelta(hours=2))
         assert (await office.lease(made)).endswith(f".{rotation}")
     [family] = office.oauth.report().values()
-    assert family == {"alive": True, "rotations": 3}
+    assert (family["alive"], family["rotations"]) == (True, 3)
 
 
 async def test_tokens_obtained_elsewhere_are_imported_and_kept_alive(office: Office) -> None:

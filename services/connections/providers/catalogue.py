@@ -7,20 +7,42 @@ from collections.abc import Iterable, Mapping
 
 from services.connections.providers.api_key import API_KEY
 from services.connections.providers.bluesky import BLUESKY
+from services.connections.providers.github_app import github_app
+from services.connections.providers.github_oauth import github_oauth
+from services.connections.providers.mcp import MCP
+from services.connections.providers.oauth import OAuthClient
 from services.connections.providers.oauth2 import OAUTH2
 from services.connections.providers.provider import Provider
+from services.connections.providers.twitter import twitter
 from services.runtime.errors import ErrorKind, ServiceError
 
 _SERVER_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
-BUILT_IN = (BLUESKY, API_KEY, OAUTH2)
+
+def built_in(
+    oauth_clients: Mapping[str, OAuthClient] | None = None,
+    github_keys: Mapping[str, str] | None = None,
+) -> tuple[Provider, ...]:
+    """Every provider, with what the operator configured for them."""
+    clients = oauth_clients or {}
+    return (
+        API_KEY,
+        BLUESKY,
+        MCP,
+        OAUTH2,
+        github_app(github_keys or {}),
+        github_oauth(clients.get("github_oauth")),
+        twitter(clients.get("twitter")),
+    )
 
 
 class Catalogue:
     """Finds providers. One whose id ends in ":" stands for many: "mcp:" for "mcp:linear"."""
 
-    def __init__(self, providers: Iterable[Provider] = BUILT_IN) -> None:
-        self._providers: Mapping[str, Provider] = {each.id: each for each in providers}
+    def __init__(self, providers: Iterable[Provider] | None = None) -> None:
+        self._providers: Mapping[str, Provider] = {
+            each.id: each for each in (built_in() if providers is None else providers)
+        }
 
     def all(self) -> list[Provider]:
         """Every provider, by id."""

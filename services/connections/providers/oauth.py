@@ -49,6 +49,14 @@ _BUSY = {"temporarily_unavailable", "server_error", "slow_down"}
 
 
 @dataclass(frozen=True, slots=True)
+class OAuthClient:
+    """The operator's registration at a provider; a public client has no secret."""
+
+    client_id: str
+    client_secret: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class OAuthServer:
     """Everything about the server and our registration there; the client's secret is apart
     unless the operator configured it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -86,6 +86,24 @@ class Probe(Protocol):
     async def __call__(self, material: Material, http: Http, now: datetime) -> str:
         """What was found, for people. Raises ProviderError."""
         ...
+
+
+class Narrow(Protocol):
+    """Makes a session that can do what a tool asked for and no more, where a provider can."""
+
+    async def __call__(
+        self, material: Material, wish: LeaseWish, http: Http, now: datetime
+    ) -> Session:
+        """Raises ProviderError."""
+        ...
+
+
+#: Which of the wanted scopes the granted ones do not cover: (granted, wanted) -> missing, sorted.
+MissingScopes = Callable[[tuple[str, ...], tuple[str, ...]], list[str]]
+
+
+def _set_difference(granted: tuple[str, ...], wanted: tuple[str, ...]) -> list[str]:
+    return sorted(set(wanted) - set(granted))
 
 
 class Lend(Protocol):
@@ -176,6 +194,8 @@ class Provider:
     restarts: bool = False
     probe: Probe | None = None
     oauth: OAuthFlow | None = None
+    narrow: Narrow | None = None
+    missing_scopes: MissingScopes = _set_difference
     renew_before: timedelta = timedelta(minutes=5)
     lease_before: timedelta = timedelta(seconds=30)
     credential_lifetime: timedelta | None = None

@@ -170,7 +170,8 @@ class Connections:
     ) -> Session | None:
         imported = wanted.secret is not None and wanted.secret.kind is AuthKind.OAUTH2
         skip = wanted.skip_check and not imported
-        if provider.sessions is None or skip or wanted.secret is None:
+        needless = wanted.secret is None and AuthKind.GITHUB_APP not in provider.auth_kinds
+        if provider.sessions is None or skip or needless:
             return None
         try:
             return await provider.sessions.begin(Material(settings, wanted.secret), self._http, now)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from services.connections.access_log import Action, Decision, Entry
@@ -10,9 +10,10 @@ from services.connections.callers import entry_by
 from services.connections.connection import Connection, State, check_usable
 from services.connections.lease import EVERY_EPOCH, Lease, LeaseRequest, LeaseWanted, Target
 from services.connections.providers.catalogue import Catalogue
-from services.connections.providers.provider import LeaseWish, Material, Provider
+from services.connections.providers.provider import LeaseWish, Provider
 from services.connections.store import access_log, connections, credentials, leases
 from services.connections.store.credentials import StoredCredentials
+from services.connections.use_cases.narrowing import Narrowing, Ready, check_scopes
 from services.connections.use_cases.sealed import Vault
 from services.connections.use_cases.sessions import Sessions
 from services.runtime.caller import Caller
@@ -25,18 +26,6 @@ _TRIES_MAX = 3
 _TOUCH_EVERY = timedelta(minutes=1)
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A connection whose credential can be leased now."""
-
-    connection: Connection
-    provider: Provider
-    material: Material
-    session_end: datetime | None
-    renewal_due: bool
-    generation: int
-
-
 class Leases:
     """LeaseCredential and RevokeLeases."""
 
@@ -46,6 +35,7 @@ class Leases:
         vault: Vault,
         catalogue: Catalogue,
         sessions: Sessions,
+        narrowing: Narrowing,
         *,
         keep_revocations: timedelta = timedelta(days=7),
     ) -> None:
@@ -53,6 +43,7 @@ class Leases:
         self._vault = vault
         self._catalogue = catalogue
         self._sessions = sessions
+        self._narrowing = narrowing
         self._keep_revocations = keep_revocations
 
     async def lease(self, caller: Caller, wanted: LeaseWanted) -> Lease:
@@ -66,6 +57,7 @@ class Leases:
         try:
             _check_named(caller, wanted.connection_id)
             ready = await self._ready(caller, wanted)
+            ready = await self._narrowing.narrowed(ready, wanted.wish)
             credential = ready.provider.lend(ready.material, wanted.wish)
             scopes = wanted.wish.scopes or ready.connection.scopes
         except ServiceError as refusal:
@@ -115,8 +107,8 @@ class Leases:
                 stored = await credentials.get(tx, caller.tenant_id, wanted.connection_id)
             check_usable(connection)
             _check_consent(caller, connection)
-            _check_scopes(connection, wanted.wish)
             provider = self._catalogue.get(connection.provider)
+            check_scopes(provider, connection, wanted.wish)
             if _has_life(provider, stored):
                 settings = provider.settings.model_validate(connection.settings)
                 return Ready(
@@ -126,6 +118,7 @@ class Leases:
                     stored.session.expire_time if stored.session else None,
                     _renewal_due(stored),
                     stored.session_generation,
+                    stored.now,
                 )
             await self._sessions.renew(
                 caller.tenant_id, wanted.connection_id, stored.session_generation
@@ -196,17 +189,6 @@ def _check_consent(caller: Caller, connection: Connection) -> None:
             "CONSENT_WITHDRAWN",
             "The grant's creator neither owns this connection nor has its owner's consent.",
             metadata={"id": connection.connection_id},
-        )
-
-
-def _check_scopes(connection: Connection, wish: LeaseWish) -> None:
-    missing = sorted(set(wish.scopes) - set(connection.scopes))
-    if missing:
-        raise ServiceError(
-            ErrorKind.FAILED_PRECONDITION,
-            "SCOPES_MISSING",
-            f"The connection lacks {', '.join(missing)}; connect again with these scopes.",
-            metadata={"scopes": " ".join(missing)},
         )
 
 

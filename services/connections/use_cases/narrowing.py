@@ -1,0 +1,84 @@
+"""Cuts a credential down to what a tool asked for, where its provider can mint such a one."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from services.connections.connection import Connection
+from services.connections.providers.failures import ProviderError
+from services.connections.providers.http import Http
+from services.connections.providers.provider import LeaseWish, Material, Provider
+from services.connections.secret import Session
+from services.runtime.errors import ErrorKind, ServiceError
+
+# Tools ask for the same few cuts again and again; the oldest goes first.
+_KEPT_MAX = 1000
+_Key = tuple[str, str, int, LeaseWish]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A connection whose credential can be leased now."""
+
+    connection: Connection
+    provider: Provider
+    material: Material
+    session_end: datetime | None
+    renewal_due: bool
+    generation: int
+    now: datetime
+
+
+class Narrowing:
+    """Mints narrowed sessions and keeps them in memory until a part of their life is over."""
+
+    def __init__(self, http: Http) -> None:
+        self._http = http
+        self._kept: OrderedDict[_Key, tuple[float, Session]] = OrderedDict()
+
+    async def narrowed(self, ready: Ready, wish: LeaseWish) -> Ready:
+        """The same with a narrower session; as it is where nothing is asked or nothing can be
+        done. Raises ServiceError."""
+        narrow = ready.provider.narrow
+        if narrow is None or not (wish.scopes or wish.resources):
+            return ready
+        connection = ready.connection
+        key = (connection.tenant_id, connection.connection_id, ready.generation, wish)
+        kept = self._kept.get(key)
+        if kept is not None and kept[0] > time.monotonic():
+            session = kept[1]
+        else:
+            try:
+                session = await narrow(ready.material, wish, self._http, ready.now)
+            except ProviderError as failure:
+                raise failure.to_service_error() from failure
+            self._keep(key, session, ready.now)
+        return replace(
+            ready,
+            material=replace(ready.material, session=session),
+            session_end=session.expire_time,
+        )
+
+    def _keep(self, key: _Key, session: Session, now: datetime) -> None:
+        if session.expire_time is None:
+            return
+        # Half its life: what is lent from here still lasts as long as a lease can.
+        until = time.monotonic() + (session.expire_time - now).total_seconds() / 2
+        self._kept[key] = (until, session)
+        while len(self._kept) > _KEPT_MAX:
+            self._kept.popitem(last=False)
+
+
+def check_scopes(provider: Provider, connection: Connection, wish: LeaseWish) -> None:
+    """Raise SCOPES_MISSING when the connection does not cover what a tool asked for."""
+    missing = provider.missing_scopes(connection.scopes, wish.scopes)
+    if missing:
+        raise ServiceError(
+            ErrorKind.FAILED_PRECONDITION,
+            "SCOPES_MISSING",
+            f"The connection lacks {', '.join(missing)}; connect again with these scopes.",
+            metadata={"scopes": " ".join(missing)},
+        )

@@ -1,0 +1,334 @@
+"""The providers: what each takes, asks for, understands and lends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar
+from urllib.parse import parse_qs
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.connections.credential import BearerCredential, McpServerCredential
+from services.connections.providers.api_key import API_KEY
+from services.connections.providers.bluesky import BLUESKY
+from services.connections.providers.catalogue import Catalogue, built_in
+from services.connections.providers.failures import Cause, FailureKind, ProviderError
+from services.connections.providers.github_app import github_app, missing_permissions
+from services.connections.providers.github_oauth import github_oauth
+from services.connections.providers.http import Answer, Request, retry_after
+from services.connections.providers.mcp import MCP
+from services.connections.providers.oauth import OAuthClient
+from services.connections.providers.provider import (
+    AuthorizationAsk,
+    LeaseWish,
+    Material,
+    Provider,
+    ProviderSettings,
+)
+from services.connections.providers.twitter import twitter
+from services.connections.renewal import renew_time
+from services.connections.secret import AuthKind, Secret, Session
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+PEM = KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+
+
+class Scripted:
+    """A network that answers as told and remembers what it was asked."""
+
+    def __init__(self, answer: Answer | Callable[[Request], Answer]) -> None:
+        self._answer = answer
+        self.requests: list[Request] = []
+
+    async def send(self, request: Request) -> Answer:
+        self.requests.append(request)
+        return self._answer if isinstance(self._answer, Answer) else self._answer(request)
+
+
+def answer(status: int, content: Any, **headers: str) -> Answer:
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return Answer(status, headers, body)
+
+
+def settings_of(provider: Provider, **values: Any) -> ProviderSettings:
+    parsed = provider.parse_settings(values)
+    assert isinstance(parsed, ProviderSettings), parsed
+    return parsed
+
+
+async def begin(provider: Provider, material: Material, http: Scripted) -> Session:
+    assert provider.sessions is not None
+    return await provider.sessions.begin(material, http, NOW)
+
+
+GITHUB = github_app({"main": PEM})
+GITHUB_MATERIAL = Material(
+    settings_of(GITHUB, app_id="123", installation_id="456", private_key="main"), None
+)
+BLUESKY_MATERIAL = Material(
+    settings_of(BLUESKY),
+    Secret(AuthKind.APP_PASSWORD, {"identifier": "ann.test", "password": "p"}),
+)
+
+
+class GitHub:
+    """A stateful stand-in: verifies the app's JWT as GitHub's documentation demands."""
+
+    permissions: ClassVar = {"issues": "write", "pull_requests": "write", "metadata": "read"}
+
+    def __call__(self, request: Request) -> Answer:
+        token = request.headers["authorization"].removeprefix("Bearer ")
+        claims = jwt.decode(
+            token, KEY.public_key(), algorithms=["RS256"], options={"verify_exp": False}
+        )
+        assert claims["iss"] == "123"
+        assert claims["iat"] <= NOW.timestamp()
+        assert NOW.timestamp() < claims["exp"] <= NOW.timestamp() + 600
+        assert request.url == "https://api.github.com/app/installations/456/access_tokens"
+        asked = json.loads(request.body)
+        permissions = asked.get("permissions", self.permissions)
+        if any(name not in self.permissions for name in permissions):
+            return answer(422, {"message": "not granted"})
+        return answer(
+            201,
+            {
+                "token": "ghs_" + "-".join(sorted(permissions)),
+                "expires_at": "2026-03-01T13:00:00Z",
+                "permissions": permissions,
+                "repositories": asked.get("repositories"),
+            },
+        )
+
+
+async def test_a_github_app_proves_itself_by_a_short_rs256_token() -> None:
+    http = Scripted(GitHub())
+    session = await begin(GITHUB, GITHUB_MATERIAL, http)
+    assert session.expire_time == NOW + timedelta(hours=1)
+    assert session.scopes == ("issues:write", "metadata:read", "pull_requests:write")
+    assert GITHUB.secret_violations(None) == []
+
+
+async def test_a_github_lease_is_cut_down_to_what_the_tool_needs() -> None:
+    http = Scripted(GitHub())
+    assert GITHUB.narrow is not None
+    wish = LeaseWish(("issues:write",), ("octo/hello",))
+    session = await GITHUB.narrow(GITHUB_MATERIAL, wish, http, NOW)
+    assert json.loads(http.requests[0].body) == {
+        "permissions": {"issues": "write"},
+        "repositories": ["hello"],
+    }
+    lent = GITHUB.lend(Material(GITHUB_MATERIAL.settings, None, session), wish)
+    assert lent == BearerCredential("ghs_issues", "https://api.github.com")
+
+
+@pytest.mark.parametrize("wish", [LeaseWish(("repo",)), LeaseWish((), ("not a repo",))])
+async def test_a_wish_that_github_would_not_understand_is_refused(wish: LeaseWish) -> None:
+    assert GITHUB.narrow is not None
+    with pytest.raises(ProviderError):
+        await GITHUB.narrow(GITHUB_MATERIAL, wish, Scripted(GitHub()), NOW)
+
+
+def test_a_higher_permission_covers_a_lower_one() -> None:
+    granted = ("issues:write", "metadata:read")
+    assert missing_permissions(granted, ("issues:read", "metadata:read")) == []
+    assert missing_permissions(granted, ("metadata:write", "actions:read", "x")) == [
+        "actions:read",
+        "metadata:write",
+        "x",
+    ]
+
+
+async def test_a_wrong_github_key_is_the_operators_matter_and_no_verdict() -> None:
+    for keys in ({}, {"main": "-----BEGIN PRIVATE KEY-----\nnonsense"}):
+        provider = github_app(keys)
+        with pytest.raises(ProviderError) as caught:
+            await begin(provider, GITHUB_MATERIAL, Scripted(GitHub()))
+        assert caught.value.kind is FailureKind.ANSWER_INVALID
+        assert not caught.value.maybe_done
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "cause"),
+    [
+        (answer(404, {}), FailureKind.REJECTED, Cause.WITHDRAWN_AT_PROVIDER),
+        (answer(401, {}), FailureKind.ANSWER_INVALID, Cause.CREDENTIAL_REJECTED),
+        (
+            answer(403, {}, **{"x-ratelimit-remaining": "0"}),
+            FailureKind.RATE_LIMITED,
+            Cause.CREDENTIAL_REJECTED,
+        ),
+        (answer(502, b"<html>"), FailureKind.UNAVAILABLE, Cause.CREDENTIAL_REJECTED),
+        (answer(201, b"<html>"), FailureKind.ANSWER_INVALID, Cause.CREDENTIAL_REJECTED),
+        (answer(201, {"token": "x"}), FailureKind.ANSWER_INVALID, Cause.CREDENTIAL_REJECTED),
+        (
+            answer(201, {"token": "x", "expires_at": "soon"}),
+            FailureKind.ANSWER_INVALID,
+            Cause.CREDENTIAL_REJECTED,
+        ),
+    ],
+)
+async def test_githubs_answers_are_told_apart(
+    given: Answer, kind: FailureKind, cause: Cause
+) -> None:
+    with pytest.raises(ProviderError) as caught:
+        await begin(GITHUB, GITHUB_MATERIAL, Scripted(given))
+    assert (caught.value.kind, caught.value.cause) == (kind, cause)
+
+
+BLUESKY_SESSION = {
+    "accessJwt": "a.b.c",
+    "refreshJwt": "r",
+    "did": "did:plc:x",
+    "handle": "ann.test",
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        (answer(401, {"error": "AuthenticationRequired"}), FailureKind.REJECTED),
+        (answer(401, {"error": "AccountTakedown"}), FailureKind.REJECTED),
+        (answer(400, {"error": "ExpiredToken"}), FailureKind.REJECTED),
+        (answer(429, {"error": "RateLimitExceeded"}), FailureKind.RATE_LIMITED),
+        (answer(500, b""), FailureKind.UNAVAILABLE),
+        (answer(200, b"<!doctype html>"), FailureKind.ANSWER_INVALID),
+        (answer(200, b""), FailureKind.ANSWER_INVALID),
+        (answer(200, []), FailureKind.ANSWER_INVALID),
+        (answer(200, {**BLUESKY_SESSION, "did": "nope"}), FailureKind.ANSWER_INVALID),
+        (answer(200, {**BLUESKY_SESSION, "accessJwt": 5}), FailureKind.ANSWER_INVALID),
+        (answer(200, {**BLUESKY_SESSION, "active": False}), FailureKind.REJECTED),
+        (answer(302, b""), FailureKind.ANSWER_INVALID),
+        (answer(404, {"error": "NotFound"}), FailureKind.ANSWER_INVALID),
+    ],
+)
+async def test_blueskys_answers_are_told_apart(given: Answer, kind: FailureKind) -> None:
+    with pytest.raises(ProviderError) as caught:
+        await begin(BLUESKY, BLUESKY_MATERIAL, Scripted(given))
+    assert caught.value.kind is kind
+
+
+@given(st.binary(max_size=300), st.sampled_from([200, 201, 400, 401, 404, 500]))
+async def test_no_answer_makes_a_provider_fail_otherwise(body: bytes, status: int) -> None:
+    for provider, material in ((BLUESKY, BLUESKY_MATERIAL), (GITHUB, GITHUB_MATERIAL)):
+        with pytest.raises(ProviderError):
+            await begin(provider, material, Scripted(Answer(status, {}, body)))
+
+
+@given(st.text(max_size=60))
+async def test_no_token_makes_the_expiry_reader_fail_or_believe_too_much(token: str) -> None:
+    if not token:
+        return
+    given = answer(200, {**BLUESKY_SESSION, "accessJwt": token})
+    try:
+        session = await begin(BLUESKY, BLUESKY_MATERIAL, Scripted(given))
+    except ProviderError:
+        return
+    assert session.expire_time is not None
+    assert NOW <= session.expire_time <= NOW + timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait"),
+    [
+        ({"retry-after": "30"}, 30),
+        ({"retry-after": "Sun, 01 Mar 2026 12:01:00 GMT"}, 60),
+        ({"ratelimit-reset": str(int(NOW.timestamp()) + 300)}, 300),
+        ({"ratelimit-reset": "120"}, 120),
+        ({"retry-after": "soon"}, None),
+        ({}, None),
+    ],
+)
+def test_what_a_provider_asks_to_wait_is_understood(
+    headers: dict[str, str], wait: int | None
+) -> None:
+    found = retry_after(Answer(429, headers, b""), now=NOW)
+    assert found == (timedelta(seconds=wait) if wait is not None else None)
+
+
+async def test_x_gets_its_client_by_basic_auth_and_its_page_asks_to_stay() -> None:
+    provider = twitter(OAuthClient("id", "s3cret"))
+    assert provider.oauth is not None
+    assert provider.sessions is not None
+    url = provider.oauth.authorization_url(
+        settings_of(provider), AuthorizationAsk("https://cb", (), "st", "ch")
+    )
+    assert "offline.access" in parse_qs(url.partition("?")[2])["scope"][0]
+    http = Scripted(answer(200, {"access_token": "a2", "expires_in": 7200, "token_type": "bearer"}))
+    before = Session({"access_token": "a1", "refresh_token": "r1"}, NOW, ("tweet.read",))
+    session = await provider.sessions.renew(
+        Material(settings_of(provider), None, before), http, NOW
+    )
+    assert http.requests[0].headers["authorization"] == "Basic aWQ6czNjcmV0"
+    assert session.values["refresh_token"] == "r1", "an omitted refresh token is kept"
+    assert session.scopes == ("tweet.read",)
+
+
+async def test_github_says_no_with_200_and_is_understood() -> None:
+    provider = github_oauth(OAuthClient("id", "s"))
+    assert provider.sessions is not None
+    before = Session({"access_token": "a", "refresh_token": "r"}, NOW)
+    http = Scripted(answer(200, {"error": "bad_refresh_token"}))
+    with pytest.raises(ProviderError) as caught:
+        await provider.sessions.renew(Material(settings_of(provider), None, before), http, NOW)
+    assert caught.value.kind is FailureKind.REJECTED
+
+
+def test_an_mcp_server_is_open_or_takes_a_key() -> None:
+    settings = settings_of(MCP, server_url="https://mcp.example.com/mcp")
+    assert MCP.lend(Material(settings, None), LeaseWish()) == McpServerCredential(
+        "https://mcp.example.com/mcp", {}
+    )
+    key = Secret(AuthKind.API_KEY, {"key": "k"})
+    assert MCP.lend(Material(settings, key), LeaseWish()) == McpServerCredential(
+        "https://mcp.example.com/mcp", {"Authorization": "Bearer k"}
+    )
+    assert Catalogue().get("mcp:linear") is MCP
+
+
+@pytest.mark.parametrize(
+    ("secret", "field"),
+    [
+        (None, "secret"),
+        (Secret(AuthKind.APP_PASSWORD, {"identifier": "a", "password": "b"}), "secret"),
+        (Secret(AuthKind.API_KEY, {"key": ""}), "secret.api_key.key"),
+        (Secret(AuthKind.API_KEY, {"key": "line\nbreak"}), "secret.api_key.key"),
+        (Secret(AuthKind.API_KEY, {"key": " padded"}), "secret.api_key.key"),
+        (Secret(AuthKind.API_KEY, {"key": "x" * 9000}), "secret.api_key.key"),
+    ],
+)
+def test_a_secret_of_the_wrong_shape_is_named_and_never_shown(
+    secret: Secret | None, field: str
+) -> None:
+    [violation] = API_KEY.secret_violations(secret)
+    assert violation.field == field
+    if secret is not None and secret.values.get("key"):
+        assert secret.values["key"] not in violation.description
+        assert secret.values["key"] not in repr(secret)
+
+
+def test_every_provider_explains_itself() -> None:
+    for provider in built_in():
+        assert provider.description.endswith(".")
+        assert provider.documentation_uri.startswith("https://")
+        schema = provider.settings_schema
+        assert all("description" in each for each in schema.get("properties", {}).values())
+
+
+@given(st.integers(1, 100_000))
+def test_no_session_is_renewed_in_the_first_four_fifths_of_its_life(seconds: int) -> None:
+    session = Session({}, NOW + timedelta(seconds=seconds))
+    when = renew_time(BLUESKY, session, NOW)
+    assert when is not None
+    assert NOW + timedelta(seconds=seconds * 0.79) <= when <= NOW + timedelta(seconds=seconds)
