@@ -20,6 +20,9 @@ from cogni.executor.v1.executor_service_pb2 import ListGraphsRequest
 from cogni.executor.v1.grant_service_pb2 import CreateGrantRequest
 from cogni.executor.v1.run_pb2 import RunState
 
+# Whole stacks start here, some of them twice, beside whatever else the machine does.
+pytestmark = pytest.mark.timeout(300)
+
 ROOT = Path(__file__).parents[2]
 READY = "Ctrl-C stops everything."
 START_SECONDS = 90.0
