@@ -202,12 +202,21 @@ class Supervisor:
     def _attend(self, running: _Running) -> None:
         now = time.monotonic()
         if running.restart_at is not None:
-            if now >= running.restart_at:
+            if now >= running.restart_at and not self._lacks_ground(running.child):
                 self._relaunch(running)
             return
         code = running.process.poll()
         if code is not None:
             self._crashed(running, _how_it_ended(code), now)
+
+    def _lacks_ground(self, child: Child) -> bool:
+        """Whether the broker or the database below is away: starting now would only fail."""
+        return any(
+            other.restart_at is not None
+            or (other.readying is not None and not other.readying.done())
+            for other in self._running.values()
+            if other.child.stage > max(child.stage, Stage.SERVERS)
+        )
 
     def _crashed(self, running: _Running, how: str, now: float) -> None:
         child = running.child

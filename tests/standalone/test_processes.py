@@ -30,6 +30,15 @@ print("ready", flush=True)
 signal.pause()
 """
 
+SLOW_THE_SECOND_TIME = """
+import os, signal, time
+if os.path.exists("once"):
+    time.sleep(0.5)
+open("once", "w").close()
+print("ready", flush=True)
+signal.pause()
+"""
+
 CRASHING = 'print("it broke here", flush=True); raise SystemExit(3)'
 CRASHING_WHEN_READY = 'print("ready", flush=True); raise SystemExit(3)'
 
@@ -105,6 +114,21 @@ async def test_what_a_killed_process_had_started_is_gone_before_it_is_restarted(
 
     watch.cancel()
     assert ended(grandchild)
+
+
+async def test_a_server_is_not_restarted_before_the_database_below_it_serves(supervise) -> None:
+    made = await supervise()
+    server = made.program("server")
+    database = made.program("database", SLOW_THE_SECOND_TIME, stage=Stage.DATABASE)
+    await made.supervisor.start([server, database])
+    watch = asyncio.create_task(made.supervisor.watch())
+
+    for name in ("server", "database"):
+        os.kill(made.supervisor.pid(name), signal.SIGKILL)
+    await made.reports.until("restarted", 2)
+
+    watch.cancel()
+    assert [text.split()[0] for text in made.reports.of("restarted")] == ["database", "server"]
 
 
 async def test_one_that_crashes_too_often_stops_the_stack_with_a_sentence(supervise) -> None:
