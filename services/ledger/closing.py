@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from services.ledger.holding import Holding
-from services.ledger.run_close import RunClose, compare
-from services.ledger.store import RaceLostError, closes, runs
+from services.ledger.run_close import RunClose, compare, gap_of
+from services.ledger.store import RaceLostError, closes, gaps, runs
 from services.runtime.database import Database
 from services.runtime.errors import unavailable
 
@@ -41,4 +41,11 @@ class Closing:
             if last is None or (last.unit_count, last.units_digest) != (unit_count, units_digest):
                 version = 1 if last is None else last.version + 1
                 last = await closes.append(tx, tenant_id, run_id, version, unit_count, units_digest)
-            return compare(last, await runs.counts(tx, tenant_id, run_id))
+            recorded = await runs.counts(tx, tenant_id, run_id)
+            close = compare(last, recorded)
+            kind = gap_of(close.state)
+            if kind is None:
+                await gaps.clear(tx, tenant_id, [run_id])
+            else:
+                await gaps.put(tx, tenant_id, run_id, kind, unit_count, recorded.units)
+            return close

@@ -13,6 +13,7 @@ from services.ledger.access import ACCESS
 from services.ledger.budgeting import Budgeting
 from services.ledger.checkpoint import LogSigner
 from services.ledger.closing import Closing
+from services.ledger.completeness import Completeness
 from services.ledger.correcting import Correcting
 from services.ledger.directory import Directory
 from services.ledger.following import Following
@@ -21,6 +22,7 @@ from services.ledger.posting import Poster
 from services.ledger.price_books import PriceBooks
 from services.ledger.price_list import PriceList
 from services.ledger.proving import Proving
+from services.ledger.reconciling import Reconciling
 from services.ledger.recording import Recording
 from services.ledger.rules import RULES
 from services.ledger.server import LedgerServicer, Parts
@@ -68,10 +70,9 @@ def compose(
     writer = Writer(Poster(database, PriceBooks(), nonces).post)
     directory = Directory(database, new_account_id)
     meters = Meters()
-    if telemetry is not None:
-        _report(telemetry, writer, meters)
     holding = Holding(database, directory, writer, clock, new_id)
     budgeting = Budgeting(database, directory, listener, drain, time.monotonic)
+    completeness = Completeness(database)
     parts = Parts(
         directory=directory,
         transferring=Transferring(directory, writer, clock),
@@ -83,29 +84,41 @@ def compose(
         price_list=PriceList(database, new_id),
         budgeting=budgeting,
         proving=proving,
+        completeness=completeness,
+        reconciling=Reconciling(database),
         following=Following(database, listener, proving, drain, time.monotonic),
     )
-    # What the contract has and the servicer has not yet is answered NOT_IMPLEMENTED.
-    servicer = LedgerServicer(parts)  # type: ignore[abstract]
+    servicer = LedgerServicer(parts)
     registration = Registration(
         ledger_service_pb2_grpc.add_LedgerServiceServicer_to_server, servicer, SERVICE
     )
+    if telemetry is not None:
+        _report(telemetry, writer, meters, completeness)
     loops = {
         "writer": writer.run,
         "expiry": holding.expire_forever,
         "listener": listener.run,
         "budgets": budgeting.roll_forever,
+        "completeness": completeness.check_forever,
     }
     return Application((registration,), ACCESS, RULES, loops=loops)
 
 
-def _report(telemetry: Telemetry, writer: Writer, meters: Meters) -> None:
+def _report(
+    telemetry: Telemetry, writer: Writer, meters: Meters, completeness: Completeness
+) -> None:
+    def found() -> _Reading:
+        return [(count, {"kind": kind.name}) for kind, count in completeness.totals.items()]
+
     def waiting() -> _Reading:
         return [(writer.waiting_commands, {})]
 
     def conflicts() -> _Reading:
         return [(meters.conflicts, {})]
 
+    telemetry.gauge(
+        "cogni.ledger.gaps", "Runs whose units are not those the Executor committed to.", found
+    )
     telemetry.gauge("cogni.ledger.writer.waiting", "Commands that wait to be posted.", waiting)
     telemetry.gauge(
         "cogni.ledger.usage.conflicts",

@@ -33,6 +33,8 @@ _DESCRIPTION_LENGTH_MAX = 500
 _PRICES_MAX = 10_000
 _SYSTEM = r"[a-z0-9][a-z0-9._-]{0,63}"
 _ASSET_LENGTH_MAX = 32
+_ROWS_MAX = 10_000
+_CSV_BYTES_MAX = 4 * 1024 * 1024
 _BUDGET_TERMS = frozenset({"period", "limit", "threshold_percents"})
 
 _request_id = (required("request_id"), uuid("request_id"))
@@ -95,7 +97,17 @@ def _ascending(budget: budget_pb2.Budget) -> Iterator[Violation]:
         yield Violation("threshold_percents", "must ascend without repeats")
 
 
-def _period(request: pb.GetStatementRequest | pb.ExportEntriesRequest) -> Iterator[Violation]:
+def _reconciliation(request: pb.ReconcileUsageRequest) -> Iterator[Violation]:
+    if not request.run_id and not (request.HasField("start_time") and request.HasField("end_time")):
+        yield Violation("run_id", "give a run_id, or start_time and end_time")
+    if request.rows and request.csv:
+        yield Violation("csv", "give rows or csv, not both")
+    yield from _period(request)
+
+
+def _period(
+    request: pb.GetStatementRequest | pb.ExportEntriesRequest | pb.ReconcileUsageRequest,
+) -> Iterator[Violation]:
     if request.HasField("start_time") and request.HasField("end_time"):
         start, end = request.start_time, request.end_time
         if (start.seconds, start.nanos) >= (end.seconds, end.nanos):
@@ -262,6 +274,18 @@ RULES: RuleTable = {
     pb.GetBudgetRequest: (required("account_id"), uuid("account_id")),
     pb.ListBudgetsRequest: (*page(), enum_known("state")),
     pb.WatchBudgetsRequest: (text("cursor", max_length=4096),),
+    pb.ListGapsRequest: (*page(), enum_known("kind")),
+    pb.ReconcileUsageRequest: (
+        enum_set("source"),
+        uuid("run_id"),
+        timestamp("start_time"),
+        timestamp("end_time"),
+        text("provider", max_length=_NAME_LENGTH_MAX),
+        items("rows", max_items=_ROWS_MAX),
+        blob("csv", max_bytes=_CSV_BYTES_MAX),
+        amount("tolerance", nonnegative=True),
+        custom(_reconciliation),
+    ),
     pb.CreatePriceCardRequest: (
         *_request_id,
         required("price_card"),

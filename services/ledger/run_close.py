@@ -70,3 +70,35 @@ def close_state(unit_count: int, units_digest: bytes, recorded: UnitSet) -> Clos
     if recorded.units > unit_count:
         return CloseState.REOPENED
     return CloseState.COMPLETE if recorded.digest == units_digest else CloseState.DIFFERENT
+
+
+class GapKind(IntEnum):
+    """What is wrong with a run's units; the values are those of the contract."""
+
+    MISSING = 1
+    EXTRA = 2
+    DIFFERENT = 3
+    UNCLOSED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A run whose units are not what they should be."""
+
+    run_id: str
+    kind: GapKind
+    committed: int
+    recorded: int
+    detect_time: datetime
+
+
+_GAPS = {
+    CloseState.MISSING: GapKind.MISSING,
+    CloseState.REOPENED: GapKind.EXTRA,
+    CloseState.DIFFERENT: GapKind.DIFFERENT,
+}
+
+
+def gap_of(state: CloseState) -> GapKind | None:
+    """Return the gap that a close's state is, None when the run is complete."""
+    return _GAPS.get(state)

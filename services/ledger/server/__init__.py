@@ -8,6 +8,7 @@ from services.ledger.server.log import LogRpcs
 from services.ledger.server.parts import Parts
 from services.ledger.server.price_cards import PriceCardRpcs
 from services.ledger.server.proofs import ProofRpcs
+from services.ledger.server.reconciliation import ReconciliationRpcs
 from services.ledger.server.usage import UsageRpcs
 
 __all__ = ["LedgerServicer", "Parts"]
@@ -20,10 +21,11 @@ class LedgerServicer(
     LogRpcs,
     PriceCardRpcs,
     ProofRpcs,
+    ReconciliationRpcs,
     UsageRpcs,
     ledger_service_pb2_grpc.LedgerServiceServicer,
 ):
-    """Serves the contract; RPCs it does not have answer NOT_IMPLEMENTED."""
+    """Serves the whole contract."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts

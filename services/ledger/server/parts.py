@@ -10,12 +10,14 @@ import grpc.aio
 
 from services.ledger.budgeting import Budgeting
 from services.ledger.closing import Closing
+from services.ledger.completeness import Completeness
 from services.ledger.correcting import Correcting
 from services.ledger.directory import Directory
 from services.ledger.following import Following
 from services.ledger.holding import Holding
 from services.ledger.price_list import PriceList
 from services.ledger.proving import Proving
+from services.ledger.reconciling import Reconciling
 from services.ledger.recording import Recording
 from services.ledger.statements import Statements
 from services.ledger.transferring import Transferring
@@ -37,6 +39,8 @@ class Parts:
     price_list: PriceList
     budgeting: Budgeting
     proving: Proving
+    completeness: Completeness
+    reconciling: Reconciling
     following: Following
 
 

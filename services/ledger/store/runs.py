@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 from services.ledger.assets import ASSETS, Asset
 from services.ledger.commands import Charge
 from services.ledger.entries import Entry, EntryKind
 from services.ledger.store import Transaction
-from services.ledger.store.entries import corrected, entry_of, overrun_of
+from services.ledger.store.entries import corrected, entry_of, last_before, overrun_of
+from services.ledger.store.log import read_head
+from services.ledger.units import CLOCK_SKEW
 
 _CHARGES = """
 SELECT * FROM entries
@@ -60,6 +63,27 @@ FROM (
     FROM entries AS e
     WHERE e.tenant_id = $1 AND e.run_id = $2 AND e.kind = 2
 ) AS unit
+"""
+
+
+_STANDING_OF_RUN = """
+SELECT e.* FROM entries AS e
+WHERE e.tenant_id = $1 AND e.run_id = $2 AND e.kind = 2
+  AND ($3::timestamptz IS NULL OR e.occur_time >= $3)
+  AND ($4::timestamptz IS NULL OR e.occur_time < $4)
+  AND NOT EXISTS (SELECT FROM entries AS c
+                  WHERE c.tenant_id = e.tenant_id AND c.corrects_sequence = e.sequence)
+ORDER BY e.sequence LIMIT $5
+"""
+
+# A unit is recorded no earlier than it occurred, but for the skew that clocks may have.
+_STANDING_OF_PERIOD = """
+SELECT e.* FROM entries AS e
+WHERE e.tenant_id = $1 AND e.sequence > $2 AND e.kind = 2
+  AND e.occur_time >= $3 AND e.occur_time < $4
+  AND NOT EXISTS (SELECT FROM entries AS c
+                  WHERE c.tenant_id = e.tenant_id AND c.corrects_sequence = e.sequence)
+ORDER BY e.sequence LIMIT $5
 """
 
 
@@ -130,3 +154,23 @@ async def counts(tx: Transaction, tenant_id: str, run_id: str) -> RunCounts:
     """Return how many units a run has and which, as a digest."""
     row = await tx.fetchrow(_COUNTS, tenant_id, run_id)
     return RunCounts(*row.values())
+
+
+async def standing_charges(
+    tx: Transaction,
+    tenant_id: str,
+    run_id: str,
+    start_time: datetime | None,
+    end_time: datetime | None,
+    limit: int,
+) -> list[Entry]:
+    """Return up to `limit` charges that nothing corrects, of a run or of a period."""
+    if run_id:
+        rows = await tx.fetch(_STANDING_OF_RUN, tenant_id, run_id, start_time, end_time, limit)
+    else:
+        assert start_time is not None
+        assert end_time is not None
+        size, _ = await read_head(tx, tenant_id)
+        before = await last_before(tx, tenant_id, size, start_time - CLOCK_SKEW)
+        rows = await tx.fetch(_STANDING_OF_PERIOD, tenant_id, before, start_time, end_time, limit)
+    return [entry_of(row) for row in rows]

@@ -1,0 +1,146 @@
+"""Finds and keeps the gaps between committed and recorded units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from services.ledger.run_close import Gap, GapKind
+from services.ledger.store import Transaction
+
+#: Units of a run that nobody closed are a gap after this long; until then it is still running.
+UNCLOSED_AFTER = "1 day"
+
+_BEHIND = """
+SELECT h.tenant_id FROM log_heads AS h LEFT JOIN gap_checks AS c USING (tenant_id)
+WHERE h.tree_size > coalesce(c.sequence, 0) LIMIT $1
+"""
+
+_CHECKED = "SELECT sequence FROM gap_checks WHERE tenant_id = $1 FOR UPDATE SKIP LOCKED"
+
+_START = "INSERT INTO gap_checks (tenant_id, sequence) VALUES ($1, 0) ON CONFLICT DO NOTHING"
+
+_ADVANCE = "UPDATE gap_checks SET sequence = $2 WHERE tenant_id = $1"
+
+_COMPARE = """
+WITH touched AS (
+    SELECT DISTINCT run_id FROM entries
+    WHERE tenant_id = $1 AND sequence > $2 AND sequence <= $3 AND kind = 2 AND run_id IS NOT NULL
+), counted AS (
+    SELECT e.run_id, count(*) AS units,
+           sha256(convert_to(string_agg(
+               e.source_system || ' ' || e.source_reference || E'\\n', ''
+               ORDER BY e.source_system || ' ' || e.source_reference || E'\\n'), 'UTF8')) AS digest
+    FROM entries AS e JOIN touched AS t USING (run_id)
+    WHERE e.tenant_id = $1 AND e.kind = 2
+    GROUP BY e.run_id
+), latest AS (
+    SELECT DISTINCT ON (c.run_id) c.run_id, c.unit_count, c.units_digest
+    FROM run_closes AS c JOIN touched AS t USING (run_id)
+    WHERE c.tenant_id = $1
+    ORDER BY c.run_id, c.version DESC
+)
+SELECT run_id, units, digest, unit_count, units_digest
+FROM counted LEFT JOIN latest USING (run_id)
+"""
+
+# A gap keeps the time it was first seen, but a run that is still at work is not yet unclosed.
+_PUT = """
+INSERT INTO gaps (tenant_id, run_id, kind, committed_unit_count, recorded_unit_count, detect_time)
+VALUES ($1, $2, $3, $4, $5, cogni_now())
+ON CONFLICT (tenant_id, run_id) DO UPDATE
+SET committed_unit_count = excluded.committed_unit_count,
+    recorded_unit_count = excluded.recorded_unit_count, kind = excluded.kind,
+    detect_time = CASE WHEN gaps.kind = excluded.kind AND gaps.kind <> 4
+                       THEN gaps.detect_time ELSE excluded.detect_time END
+"""
+
+_CLEAR = "DELETE FROM gaps WHERE tenant_id = $1 AND run_id = $2"
+
+_VISIBLE = f"(kind <> 4 OR detect_time < cogni_now() - interval '{UNCLOSED_AFTER}')"
+
+_LIST = f"""
+SELECT * FROM gaps
+WHERE tenant_id = $1 AND {_VISIBLE} AND ($2 = 0 OR kind = $2)
+  AND ($3::timestamptz IS NULL OR (detect_time, run_id) < ($3, $4::uuid))
+ORDER BY detect_time DESC, run_id DESC LIMIT $5
+"""
+
+_TOTALS = f"SELECT kind, count(*) FROM gaps WHERE {_VISIBLE} GROUP BY kind"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A run's recorded units, beside what was committed of them, None for nothing yet."""
+
+    run_id: str
+    units: int
+    digest: bytes
+    unit_count: int | None
+    units_digest: bytes | None
+
+
+async def behind(tx: Transaction, limit: int) -> list[str]:
+    """Return up to `limit` tenants whose logs grew since their runs were compared."""
+    return [row[0] for row in await tx.fetch(_BEHIND, limit)]
+
+
+async def checked(tx: Transaction, tenant_id: str) -> int | None:
+    """Take the tenant's turn and return where it stands; None when another process has it."""
+    await tx.execute(_START, tenant_id)
+    sequence: int | None = await tx.fetchval(_CHECKED, tenant_id)
+    return sequence
+
+
+async def advance(tx: Transaction, tenant_id: str, sequence: int) -> None:
+    """Remember that runs were compared up to an entry."""
+    await tx.execute(_ADVANCE, tenant_id, sequence)
+
+
+async def compare(tx: Transaction, tenant_id: str, after: int, last: int) -> list[Comparison]:
+    """Return the runs that have units between two entries, counted as a whole."""
+    rows = await tx.fetch(_COMPARE, tenant_id, after, last)
+    return [Comparison(str(row[0]), *row[1:]) for row in rows]
+
+
+async def put(
+    tx: Transaction, tenant_id: str, run_id: str, kind: GapKind, committed: int, recorded: int
+) -> None:
+    """Keep a gap, or change the one that is kept."""
+    await tx.execute(_PUT, tenant_id, run_id, int(kind), committed, recorded)
+
+
+async def clear(tx: Transaction, tenant_id: str, run_ids: Sequence[str]) -> None:
+    """Forget the gaps of runs that are complete."""
+    await tx.executemany(_CLEAR, [(tenant_id, run_id) for run_id in run_ids])
+
+
+async def list_page(
+    tx: Transaction,
+    tenant_id: str,
+    kind: int,
+    before: tuple[datetime, str] | None,
+    limit: int,
+) -> list[Gap]:
+    """Return up to `limit` gaps before the given one, the newest first."""
+    moment, run_id = before or (None, None)
+    rows = await tx.fetch(_LIST, tenant_id, kind, moment, run_id, limit)
+    return [_gap(row) for row in rows]
+
+
+async def totals(tx: Transaction) -> dict[GapKind, int]:
+    """Return how many gaps there are of each kind, over all tenants."""
+    found = {GapKind(row[0]): row[1] for row in await tx.fetch(_TOTALS)}
+    return {kind: found.get(kind, 0) for kind in GapKind}
+
+
+def _gap(row: Any) -> Gap:
+    return Gap(
+        str(row["run_id"]),
+        GapKind(row["kind"]),
+        row["committed_unit_count"],
+        row["recorded_unit_count"],
+        row["detect_time"],
+    )
