@@ -5,6 +5,7 @@ python -m dramatiq services.executor.worker --use-spawn
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import dramatiq
@@ -31,11 +32,19 @@ class RunnerProcess(dramatiq.Middleware):
             self._runner.wake()
 
     def after_process_boot(self, broker: dramatiq.Broker) -> None:
-        """Start the runner; only here is langgraph imported, never in Dramatiq's own parent."""
-        from services.executor.runner.process import Runner
+        """Start the runner; only here is langgraph imported, never in Dramatiq's own parent.
+
+        Ends the process with a sentence when the runner cannot start.
+        """
+        from services.executor.runner.process import Runner, RunnerStartError
 
         self._runner = Runner(self._settings)
-        self._runner.start()
+        try:
+            self._runner.start()
+        except RunnerStartError as error:
+            sys.stderr.write(f"{error}\n")
+            # Dramatiq lets this one exception out of a middleware, and tells its parent.
+            raise SystemExit(1) from None
 
     def before_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         """Hand back what is carried, while the process still may take its time."""

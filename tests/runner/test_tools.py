@@ -57,7 +57,8 @@ async def test_a_tool_runs_only_if_the_grant_names_it(
         "tool_finished",
     ]
     records = await fleet.rows(
-        "SELECT kind, decision, outcome, reason FROM audit_records ORDER BY audit_record_id"
+        "SELECT kind, decision, outcome, reason FROM audit_records"
+        " WHERE action = 'tool.invoke' ORDER BY audit_record_id"
     )
     assert [tuple(row) for row in records] == [
         ("DECISION", "DENIED", None, "TOOL_NOT_GRANTED"),

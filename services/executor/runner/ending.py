@@ -18,20 +18,23 @@ from cogni.executor.v1.run_pb2 import RunError as RunErrorMessage
 from cogni.executor.v1.run_pb2 import RunState as RunStateValue
 from cogni.executor.v1.run_pb2 import WaitingReason as WaitingReasonValue
 from cogni.type.v1.error_reason_pb2 import ErrorReason
+from services.executor.audit import AuditKind, AuditOutcome, AuditRecord
 from services.executor.events import Draft
 from services.executor.runner.journal import Holding, Journal, LeaseLostError
 from services.executor.runner.rendering import value_of
 from services.executor.runs import (
     Interrupt,
+    Run,
     RunError,
     RunState,
     WaitingReason,
     ending_of,
 )
-from services.executor.store import events, runs
+from services.executor.store import audit, events, runs
 from services.executor.store.events import Connection
 from services.runtime.database import Database
 from services.runtime.errors import ServiceError
+from services.runtime.ids import new_id
 from services.runtime.jsonvalues import Json
 
 _log = logging.getLogger(__name__)
@@ -136,7 +139,27 @@ async def _end(tx: Connection, holding: Holding, ending: Ending) -> None:
     newest = await events.insert(
         tx, holding.run_id, holding.tenant_id, holding.attempt, place, [draft]
     )
+    if isinstance(ending, Finished) and run is not None:
+        await audit.write(tx, holding.tenant_id, _outcome(run, holding, ending, newest))
     await events.notify(tx, [(holding.run_id, newest)])
+
+
+def _outcome(run: Run, holding: Holding, ending: Finished, event_seq: int) -> AuditRecord:
+    succeeded = ending.state is RunState.SUCCEEDED
+    return AuditRecord(
+        audit_record_id=new_id(),
+        kind=AuditKind.OUTCOME,
+        action="run.finish",
+        actor=f"run:{holding.run_id}",
+        run_id=holding.run_id,
+        attempt=holding.attempt,
+        grant_id=run.grant_id,
+        outcome=AuditOutcome.SUCCEEDED if succeeded else AuditOutcome.FAILED,
+        reason=ending.error.reason if ending.error else None,
+        event_seq=event_seq,
+        details={"state": ending.state},
+        trace_id=run.trace_id or None,
+    )
 
 
 def _finished(ending: Finished) -> RunFinished:

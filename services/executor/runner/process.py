@@ -42,10 +42,13 @@ _RENEWALS_PER_LEASE = 3
 _COMPANY_SUSPICIONS_MAX = 3
 #: How often the catalogue says that its graphs are still here.
 _PUBLISH_SECONDS = 60.0
-_PUBLISH_RETRY_SECONDS = 1.0
 #: What a stopping process still waits for, beyond the drain, before it ends anyway.
 _END_SECONDS = 30.0
-EXIT_START = 1
+EXIT_FAILED = 1
+
+
+class RunnerStartError(Exception):
+    """Raised when the runner cannot begin; the text says what to do."""
 
 
 class Runner:
@@ -55,11 +58,20 @@ class Runner:
         self._settings = settings
         self._loop: Loop | None = None
         self._stopping = threading.Event()
+        self._began = threading.Event()
+        self._failure: RunnerStartError | None = None
         self._thread = threading.Thread(target=self._run, name="runner", daemon=True)
 
     def start(self) -> None:
-        """Begin, in a thread of its own. A failure to begin ends the process with a sentence."""
+        """Begin, in a thread of its own; returns when runs are carried and graphs published.
+
+        Raises RunnerStartError with a sentence when that cannot be. Later failures end the
+        process: a worker that takes messages and carries no run would look alive.
+        """
         self._thread.start()
+        self._began.wait()
+        if self._failure is not None:
+            raise self._failure
 
     def wake(self) -> None:
         """Look for runs now."""
@@ -76,14 +88,19 @@ class Runner:
     def _run(self) -> None:
         try:
             asyncio.run(self._main())
-        except (StartError, SettingsError, CatalogueError) as error:
-            sys.stderr.write(f"{error}\n")
-            sys.stderr.flush()
-            os._exit(EXIT_START)
+        except (StartError, SettingsError, CatalogueError, ServiceError) as error:
+            self._fail(str(error))
         except BaseException:
-            # A worker that takes messages and carries no run would look alive.
             _log.exception("the runner failed; its process ends")
-            os._exit(EXIT_START)
+            self._fail("The runner failed; its log says why.")
+
+    def _fail(self, sentence: str) -> None:
+        if self._began.is_set():
+            sys.stderr.write(f"{sentence}\n")
+            sys.stderr.flush()
+            os._exit(EXIT_FAILED)
+        self._failure = RunnerStartError(sentence)
+        self._began.set()
 
     async def _main(self) -> None:
         settings = self._settings
@@ -110,11 +127,15 @@ class Runner:
         listener = Listener(settings.database_url.get_secret_value(), application_name="runner")
         background = [
             asyncio.create_task(each)
-            for each in (journal.run(), listener.run(), _publish(database, catalogue))
+            for each in (journal.run(), listener.run(), _keep_published(database, catalogue))
         ]
         self._loop = Loop(workshop, _loop_settings(settings), self._keeper, listener)
         if self._stopping.is_set():
             self._loop.drain()
+        await _publish(database, catalogue)
+        # The embedded stack waits for this line: from now on runs can be started.
+        _log.info("the graphs are published")
+        self._began.set()
         try:
             await self._loop.run()
             await _drain_pumps(pumps, settings.runner_drain_seconds)
@@ -199,21 +220,19 @@ def _adopter(pumps: set[asyncio.Task[Any]]) -> Callable[[asyncio.Task[Any]], Non
 
 
 async def _publish(database: Database, catalogue: Catalogue) -> None:
-    said = False
+    published = await catalogue.published()
+    async with database.raw_jobs() as tx:
+        await graphs.publish(tx, EVERY_TENANT, published)
+
+
+async def _keep_published(database: Database, catalogue: Catalogue) -> None:
+    """Say again and again that the graphs are here: the newest said is the newest revision."""
     while True:
-        try:
-            published = await catalogue.published()
-            async with database.raw_jobs() as tx:
-                await graphs.publish(tx, EVERY_TENANT, published)
-        except ServiceError as error:
-            _log.warning("the graphs could not be published (%s)", error)
-            await asyncio.sleep(_PUBLISH_RETRY_SECONDS)
-            continue
-        if not said:
-            # The embedded stack waits for this line: from now on runs can be started.
-            _log.info("the graphs are published")
-            said = True
         await asyncio.sleep(_PUBLISH_SECONDS)
+        try:
+            await _publish(database, catalogue)
+        except (ServiceError, OSError) as error:
+            _log.warning("graphs could not be published (%s)", error)
 
 
 async def _drain_pumps(pumps: set[asyncio.Task[Any]], seconds: float) -> None:
