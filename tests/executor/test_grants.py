@@ -15,7 +15,7 @@ from cogni.executor.v1 import grant_service_pb2 as grant_pb
 from cogni.executor.v1.runner_service_pb2 import MintRunTokenRequest
 from cogni.type.v1.amount_pb2 import Amount
 from cogni.type.v1.error_reason_pb2 import ErrorReason
-from services.executor.grants import decide_invocation
+from services.executor.grants import GrantState, decide_invocation
 from services.executor.store import grants
 from services.runtime.ids import new_id
 from tests.databases import Clock
@@ -171,6 +171,33 @@ async def test_no_decision_that_allows_commits_after_a_revocation_has_returned(
             held[0], "post", {}, connection_id=None, invocations_before=0, now=held[1]
         )
     assert (after.allowed, after.reason) == (False, "GRANT_REVOKED")
+
+
+async def test_decisions_that_never_pause_do_not_hold_a_revocation_back(world: World) -> None:
+    grant_id = await world.grant()
+    overlapping = 4
+    going = asyncio.Event()
+    held = 0
+
+    async def decide() -> None:
+        nonlocal held
+        state = GrantState.ACTIVE
+        while state is GrantState.ACTIVE:
+            async with world.database.raw_tenant("acme") as tx:
+                found = await grants.hold(tx, grant_id)
+                assert found is not None
+                state = found[0].state
+                held += 1
+                if held >= overlapping:
+                    going.set()
+                await tx.execute("SELECT pg_sleep(0.05)")
+
+    deciding = [asyncio.create_task(decide()) for _ in range(overlapping)]
+    await going.wait()
+
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        await _revoke(world, grant_id)
+        await asyncio.gather(*deciding)
 
 
 async def test_a_start_that_races_a_revocation_is_refused_or_denied(world: World) -> None:

@@ -27,6 +27,14 @@ RETURNING grant_id
 """
 _BY_REQUEST = "SELECT * FROM grants WHERE tenant_id = $1 AND request_id = $2"
 _GET = "SELECT grants.*, cogni_now() AS now FROM grants WHERE grant_id = $1"
+# Row locks are not fair: while decisions overlap without a pause, each new FOR SHARE overtakes a
+# waiting FOR UPDATE. Advisory locks queue, so a revocation waits for those before it alone.
+_HOLD = """
+WITH turn AS MATERIALIZED (SELECT pg_advisory_xact_lock_shared(hashtextextended($1::text, 0)))
+SELECT grants.*, cogni_now() AS now FROM turn, grants WHERE grant_id = $1::uuid
+FOR SHARE OF grants
+"""
+_TAKE_TURN = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))"
 _REVOKE = """
 UPDATE grants SET state = 'REVOKED', revoke_time = cogni_now(), revoke_comment = $2, revoker = $3
 WHERE grant_id = $1 AND state = 'ACTIVE' RETURNING *
@@ -122,12 +130,13 @@ async def hold(tx: Connection, grant_id: str) -> tuple[Grant, datetime] | None:
 
     So what is allowed now is committed before a revocation returns, or is denied after it.
     """
-    row = await tx.fetchrow(f"{_GET} FOR SHARE", grant_id)
+    row = await tx.fetchrow(_HOLD, grant_id)
     return None if row is None else (_grant(row), row["now"])
 
 
 async def revoke(tx: Connection, grant_id: str, comment: str, revoker: str) -> Grant | None:
     """End the grant after every decision under way has committed; None when it was not ACTIVE."""
+    await tx.execute(_TAKE_TURN, grant_id)
     row = await tx.fetchrow(f"{_GET} FOR UPDATE", grant_id)
     if row is None or row["state"] != GrantState.ACTIVE:
         return None
