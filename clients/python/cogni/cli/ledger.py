@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cogni.cli import proofs
 from cogni.cli.arguments import (
     JsonOption,
     LimitOption,
@@ -43,6 +44,7 @@ from cogni.ledger.v1.usage_pb2 import Charge
 app = typer.Typer(help="The Ledger: accounts and charges.", no_args_is_help=True)
 accounts = typer.Typer(help="Accounts.", no_args_is_help=True)
 app.add_typer(accounts, name="accounts")
+proofs.register(app)
 
 
 @accounts.command("create")

@@ -1,0 +1,155 @@
+"""`cogni ledger export, verify, receipt, tree-head`: the bill for an auditor, checked offline."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from google.protobuf import json_format
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from cogni.cli.arguments import JsonOption
+from cogni.cli.output import console, print_json, show
+from cogni.client import Client
+from cogni.client.ledger_verify import VerificationError, verify_export, verify_receipt
+from cogni.ledger.v1.ledger_service_pb2 import (
+    ExportEntriesRequest,
+    ExportFormat,
+    GetReceiptRequest,
+    GetTreeHeadRequest,
+)
+
+EXIT_NOT_PROVEN = 4
+
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        help="The Ledger's verifier key, or @FILE with it. Get it from the operator, not from the "
+        "file that is being checked.",
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to `cogni ledger`."""
+    app.command()(export)
+    app.command()(verify)
+    app.command()(receipt)
+    app.command("tree-head")(tree_head)
+
+
+def export(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write; must not exist.")],
+    csv: Annotated[
+        bool, typer.Option("--csv", help="CSV, for spreadsheets; not provable.")
+    ] = False,
+    account: Annotated[str, typer.Option(help="Only this account.")] = "",
+    run: Annotated[str, typer.Option(help="Only this run.")] = "",
+) -> None:
+    """Write the tenant's entries to a file that `cogni ledger verify` can check."""
+    request = ExportEntriesRequest(
+        format=ExportFormat.EXPORT_FORMAT_CSV if csv else ExportFormat.EXPORT_FORMAT_JSON_LINES,
+        account_id=account,
+        run_id=run,
+    )
+    # A broken export must not look like a whole one: it gets its name when it is complete.
+    partial = path.with_name(f"{path.name}.partial")
+    if path.exists():
+        raise typer.BadParameter(f"{path} exists already")
+    count = 0
+    columns = (TextColumn("entries"), BarColumn(), MofNCompleteColumn())
+    with Client() as client, partial.open("wb") as file, Progress(*columns, transient=True) as bar:
+        task = bar.add_task("entries", total=None)
+        for message in client.ledger.ExportEntries(request):
+            file.write(message.chunk)
+            count = message.exported_count
+            bar.update(task, total=message.total_count, completed=count)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
+    console().print(f"{count} entries in {path}")
+
+
+def verify(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="An export, or a receipt as JSON.")],
+    key: KeyOption = None,
+) -> None:
+    """Check an exported file offline; names the first entry that was altered, removed or moved.
+
+    Needs no server and no token. Exits 4 when the file does not prove what it claims.
+    """
+    verifier_key = _key(key)
+    try:
+        with path.open("rb") as file:
+            first = file.readline()
+            if _is_receipt(first, file.readline()):
+                head, proven = verify_receipt(json.loads(first), verifier_key), "the charge"
+            else:
+                file.seek(0)
+                found = verify_export(file, verifier_key)
+                head = found.head
+                proven = f"{found.entry_count} entries, {found.charge_count} of them charges"
+    except OSError as error:
+        raise typer.BadParameter(f"cannot read {path}: {error.strerror}") from None
+    except VerificationError as error:
+        _not_proven(str(error))
+    except (KeyError, TypeError, ValueError):
+        # Whatever else a damaged file makes the verifier stumble over.
+        _not_proven("the file is damaged, or no export and no receipt")
+    out = console()
+    out.print(f"proven: {proven}, in the log {head.origin} of {head.tree_size} entries")
+    if verifier_key is None:
+        out.print("by the key that the file itself names: pass --key to know who signed it")
+
+
+def _not_proven(why: str) -> NoReturn:
+    sys.stderr.write(f"NOT PROVEN: {why}\n")
+    raise typer.Exit(EXIT_NOT_PROVEN)
+
+
+def _is_receipt(first: bytes, second: bytes) -> bool:
+    """A receipt is one JSON object with a charge; an export has a header line and more lines."""
+    if second.strip():
+        return False
+    try:
+        return "charge" in json.loads(first)
+    except ValueError:
+        return False
+
+
+def _key(text: str | None) -> str | None:
+    if text is None or not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text().strip()
+    except OSError as error:
+        raise typer.BadParameter(f"cannot read {text[1:]}: {error.strerror}") from None
+
+
+def receipt(
+    reference: Annotated[
+        str, typer.Argument(metavar="REFERENCE", help="The charge's reference in the statement.")
+    ],
+    source_system: Annotated[str, typer.Option(help="Who reported the unit.")] = "executor",
+) -> None:
+    """Print the receipt of one charge as JSON: leaf, inclusion proof and signed head."""
+    request = GetReceiptRequest(source_system=source_system, source_reference=reference)
+    with Client() as client:
+        found = client.ledger.GetReceipt(request).receipt
+    # The verifier reads protobuf's own JSON names.
+    sys.stdout.write(json.dumps(json_format.MessageToDict(found)) + "\n")
+
+
+def tree_head(as_json: JsonOption = False) -> None:
+    """Show the signed head of the tenant's log, and the key that verifies it."""
+    with Client() as client:
+        head = client.ledger.GetTreeHead(GetTreeHeadRequest()).tree_head
+    if as_json:
+        print_json(head)
+    else:
+        show(head, False)
