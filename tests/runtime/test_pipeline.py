@@ -317,6 +317,38 @@ async def test_a_client_that_goes_away_cancels_its_handler_quietly(
     assert [each for each in caplog.records if each.levelno >= logging.ERROR] == []
 
 
+class Endless(UnbuiltPets):
+    """Streams without end, and remembers in which task its generator began and was closed."""
+
+    def __init__(self) -> None:
+        self.tasks: list[asyncio.Task[Any] | None] = []
+        self.closed = asyncio.Event()
+
+    async def WatchPet(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        self.tasks.append(asyncio.current_task())
+        try:
+            while True:
+                yield FeedPetResponse(name="x" * 1000)
+        finally:
+            self.tasks.append(asyncio.current_task())
+            self.closed.set()
+
+
+async def test_a_stream_cut_while_it_writes_is_closed_in_its_own_task(
+    serve_service: ServeService, user: str
+) -> None:
+    pets = Endless()
+    served = await serve_service("ledger", pet_application(pets))
+    call = watch(served.channel(user))(FeedPetRequest())
+    await call.read()
+
+    call.cancel()
+
+    await asyncio.wait_for(pets.closed.wait(), WAIT_SECONDS)
+    began, closed = pets.tasks
+    assert began is closed
+
+
 async def test_a_call_continues_the_trace_of_its_caller(
     serve_service: ServeService, user: str
 ) -> None:

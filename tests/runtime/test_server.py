@@ -153,8 +153,9 @@ async def test_a_drain_ends_at_its_grace_and_a_second_signal_ends_it_at_once(
         drain.begin()
 
     await asyncio.wait_for(stopping, WAIT_SECONDS)
-    with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
-        await call
+    with pytest.raises(grpc.aio.AioRpcError) as cut:
+        await asyncio.wait_for(call, WAIT_SECONDS)
+    assert cut.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 def names_listed(answer: Any) -> list[str]:

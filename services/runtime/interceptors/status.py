@@ -46,7 +46,8 @@ def service_error(error: BaseException) -> ServiceError | None:
     if isinstance(error, OSError) or (
         isinstance(error, DBAPIError) and error.connection_invalidated
     ):
-        _log.warning("a call failed for something unreachable", exc_info=error)
+        # One line, no traceback: while the database is away every call ends here.
+        _log.warning("unreachable: %s: %s", type(error).__name__, error)
         return unavailable("Something this server stands on cannot be reached; retry.")
     return None
 
