@@ -31,7 +31,8 @@ _RETRY_POLICY = {
     "initialBackoff": "0.1s",
     "maxBackoff": "1s",
     "backoffMultiplier": 3,
-    "retryableStatusCodes": ["UNAVAILABLE"],
+    # CANCELLED is what a stopping server answers to calls it never began.
+    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
 }
 
 

@@ -9,6 +9,9 @@ from datetime import timedelta
 
 from services.runtime.errors import ServiceError, unavailable
 
+#: Soon: a restart takes seconds, and other processes of the service serve already.
+_RETRY_AFTER = timedelta(milliseconds=200)
+
 
 class Drain:
     """Shared by a process's signals, server, streams and loops. For one event loop."""
@@ -32,9 +35,14 @@ class Drain:
             loop.add_signal_handler(each, self.begin)
 
 
+def stopping() -> ServiceError:
+    """What a new call is told once the drain has begun."""
+    return unavailable("The server is stopping; retry.", retry_after=_RETRY_AFTER)
+
+
 def stream_drained() -> ServiceError:
     """What a stream raises after its resume message: connect again and continue from there."""
     return unavailable(
         "The server is stopping; connect again and continue after the last position you have.",
-        retry_after=timedelta(milliseconds=200),
+        retry_after=_RETRY_AFTER,
     )

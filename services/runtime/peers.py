@@ -24,7 +24,7 @@ def peer_error(service: str, error: grpc.RpcError) -> PeerError:
     info, retry_after = _details(trailers)
     return PeerError(
         service,
-        _kind(code),
+        _kind(code, info.reason),
         info.reason,
         details or code.name,
         metadata=dict(info.metadata),
@@ -37,7 +37,11 @@ def _parts(error: Any) -> tuple[grpc.StatusCode, str, Iterable[tuple[str, Any]]]
     return error.code(), error.details() or "", error.trailing_metadata() or ()
 
 
-def _kind(code: grpc.StatusCode) -> ErrorKind:
+def _kind(code: grpc.StatusCode, reason: str) -> ErrorKind:
+    if code is grpc.StatusCode.CANCELLED and not reason:
+        # Nobody here cancelled (that would not be an RpcError): a stopping server answers so to
+        # calls that it never began.
+        return ErrorKind.UNAVAILABLE
     # UNKNOWN and DATA_LOSS are never sent by our servers: to us they are defects of the peer.
     return ErrorKind.__members__.get(code.name, ErrorKind.INTERNAL)
 

@@ -35,11 +35,6 @@ def reserve(address: str, *, shared: bool) -> Iterator[Listen]:
     """
     host, port = _split(address)
     with _bound(address, host, port, shared=False) as probe:
-        # Without this a socket that is bound and not listening elsewhere goes unnoticed.
-        try:
-            probe.listen(1)
-        except OSError as error:
-            raise _refused(address, error) from None
         port = probe.getsockname()[1]
     if not shared:
         yield Listen(host, port)

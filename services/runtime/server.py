@@ -34,6 +34,12 @@ _log = logging.getLogger(__name__)
 KEEPALIVE_TIMEOUT_SECONDS = 10
 #: Calls under way in one process, over all connections; more are refused at once.
 CONCURRENT_CALLS_MAX = 10_000
+#: Before the server stops it refuses new calls until none came for so long, within the second
+#: bound. grpc.aio takes calls from its queue one at a time, and stopping answers whatever waits
+#: there with a bare CANCELLED: 14 of 20 busy clients got it. Refused first, with a delay, they
+#: are back only when the connection is closed.
+QUIET_SECONDS = 0.1
+QUIET_WAIT_SECONDS_MAX = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +134,7 @@ class Server:
             gatekeeper,
             RuleSet(application.rules),
             Deadlines(settings.default_deadline_seconds, settings.max_deadline_seconds),
+            drain,
         )
         self._server: grpc.aio.Server | None = None
 
@@ -192,7 +199,15 @@ class Server:
                     await self._application.hand_back()
             except Exception:
                 _log.exception("handing back before the stop failed")
+        await self._quiet(min(end, clock() + QUIET_WAIT_SECONDS_MAX))
         await server.stop(max(0.0, end - clock()))
+
+    async def _quiet(self, end: float) -> None:
+        clock = asyncio.get_running_loop().time
+        seen = -1
+        while seen != self._pipeline.refused_by_drain and clock() < end:
+            seen = self._pipeline.refused_by_drain
+            await asyncio.sleep(min(QUIET_SECONDS, max(0.0, end - clock())))
 
 
 def _options(settings: ServerSettings, *, shared: bool) -> list[tuple[str, Any]]:

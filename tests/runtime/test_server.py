@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import ipaddress
+import itertools
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -115,6 +116,47 @@ async def test_a_drain_says_not_serving_ends_streams_with_a_resume_point_and_wai
     pets.let_go.set()
     assert (await call).name == "rex"
     await asyncio.wait_for(stopping, WAIT_SECONDS)
+
+
+class Busy(UnbuiltPets):
+    """Feeds quickly, many at once."""
+
+    def __init__(self) -> None:
+        self.fed = 0
+        self.busy = asyncio.Event()
+
+    async def FeedPet(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await asyncio.sleep(0)
+        self.fed += 1
+        if self.fed == 300:
+            self.busy.set()
+        return FeedPetResponse()
+
+
+async def test_busy_clients_that_back_off_see_nothing_but_unavailable_in_a_drain(
+    serve_service: ServeService, user: str
+) -> None:
+    pets, drain = Busy(), Drain()
+    served = await serve_service("ledger", pet_application(pets), drain=drain)
+    call = feed(served.channel(user))
+
+    async def client() -> tuple[int, grpc.StatusCode]:
+        for answered in itertools.count():
+            try:
+                await call(FeedPetRequest(), timeout=WAIT_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                return answered, error.code()
+        raise AssertionError
+
+    clients = [asyncio.create_task(client()) for _ in range(30)]
+    await asyncio.wait_for(pets.busy.wait(), WAIT_SECONDS)
+
+    await served.server.stop(WAIT_SECONDS)
+
+    answers = await asyncio.gather(*clients)
+    assert {code for _, code in answers} == {grpc.StatusCode.UNAVAILABLE}
+    # Every call that was begun was answered.
+    assert sum(answered for answered, _ in answers) == pets.fed
 
 
 async def test_leases_are_handed_back_after_streams_were_told_and_before_the_stop(

@@ -14,6 +14,7 @@ import grpc.aio
 
 from services.runtime.access import Access
 from services.runtime.caller import Caller, acting_as
+from services.runtime.drain import Drain, stopping
 from services.runtime.errors import ServiceError
 from services.runtime.interceptors.authentication import Gatekeeper
 from services.runtime.interceptors.observation import Call, Observer
@@ -60,12 +61,20 @@ class Pipeline(grpc.aio.ServerInterceptor):
     """
 
     def __init__(
-        self, observer: Observer, gatekeeper: Gatekeeper, rules: RuleSet, deadlines: Deadlines
+        self,
+        observer: Observer,
+        gatekeeper: Gatekeeper,
+        rules: RuleSet,
+        deadlines: Deadlines,
+        drain: Drain,
     ) -> None:
         self._observer = observer
         self._gatekeeper = gatekeeper
         self._rules = rules
         self._deadlines = deadlines
+        self._drain = drain
+        #: How many calls came after the drain began.
+        self.refused_by_drain = 0
         #: Bounded by the number of registered methods.
         self._wrapped: dict[str, Handler] = {}
 
@@ -155,6 +164,9 @@ class Pipeline(grpc.aio.ServerInterceptor):
         return serve
 
     async def _admit(self, access: Access | None, context: Context, call: Call) -> Any:
+        if self._drain.draining.is_set():
+            self.refused_by_drain += 1
+            raise stopping()
         caller = await self._gatekeeper.admit(access, context)
         call.admitted(caller)
         return _serving(caller)

@@ -34,6 +34,9 @@ class Pets(UnbuiltPets):
     async def WatchPet(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         yield FeedPetResponse(name=str(os.getpid()))
         await self._drain.draining.wait()
+        if request.name == "late":
+            # The rest of some work, which a drain waits for and a hurried stop does not.
+            await asyncio.sleep(0.5)
         yield FeedPetResponse(name="resume here")
         raise stream_drained()
 
