@@ -162,6 +162,8 @@ class RunRequest:
     options: Options
     labels: dict[str, str]
     origin: Origin
+    #: Set by ReplayRun: the run that this one repeats.
+    replayed_run_id: str | None = None
 
     def content_hash(self, owner: str) -> bytes:
         """Return what a repeat under the same request_id must equal.
@@ -190,6 +192,7 @@ class RunRequest:
             self.origin.slot_id,
             self.origin.trigger_id,
             self.origin.delivery_id,
+            self.replayed_run_id,
         ]
 
 

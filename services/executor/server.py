@@ -24,8 +24,10 @@ from services.executor.store import changes
 from services.executor.use_cases import grant, read, watch_run
 from services.executor.use_cases.backing import Backing
 from services.executor.use_cases.check_resources import Resources
+from services.executor.use_cases.delete_run import delete_run
 from services.executor.use_cases.grant import Leases
 from services.executor.use_cases.mint_run_token import Sign, mint_run_token
+from services.executor.use_cases.replay_run import Replay, replay_run
 from services.executor.use_cases.resume_run import Answer, resume_run
 from services.executor.use_cases.start_run import start_run
 from services.executor.use_cases.stop_run import cancel_run
@@ -33,7 +35,7 @@ from services.executor.use_cases.tail import Tail
 from services.executor.use_cases.watch_changes import ChangeWatch, Stream
 from services.runtime.caller import CallerKind, current_caller
 from services.runtime.drain import Drain
-from services.runtime.errors import Violation, invalid
+from services.runtime.errors import ErrorKind, ServiceError, Violation, invalid
 
 EXECUTOR_SERVICE = "cogni.executor.v1.ExecutorService"
 
@@ -145,6 +147,31 @@ class ExecutorServicer(executor_grpc.ExecutorServiceServicer):
             self._on, current_caller(), request.run_id, request.interrupt_id, answer
         )
         return executor.ResumeRunResponse(run=self._run(run))
+
+    async def ReplayRun(
+        self, request: executor.ReplayRunRequest, context: Context
+    ) -> executor.ReplayRunResponse:
+        if request.checkpoint_id or request.mode == executor.REPLAY_MODE_RECORDED:
+            raise ServiceError(
+                ErrorKind.UNIMPLEMENTED,
+                "NOT_IMPLEMENTED",
+                "Replaying from a checkpoint or from a record is not built yet; replay live, "
+                "from the input.",
+            )
+        replay = Replay(
+            request.run_id,
+            request.grant_id or None,
+            request.revision or None,
+            dict(request.labels),
+        )
+        run = await replay_run(self._on, current_caller(), request.request_id, replay)
+        return executor.ReplayRunResponse(run=self._run(run))
+
+    async def DeleteRun(
+        self, request: executor.DeleteRunRequest, context: Context
+    ) -> executor.DeleteRunResponse:
+        await delete_run(self._on.database, current_caller(), request.run_id)
+        return executor.DeleteRunResponse()
 
     async def ListGraphs(
         self, request: executor.ListGraphsRequest, context: Context

@@ -161,6 +161,7 @@ def _new_run(start: _Start, graph: Graph, thread_id: str, time: datetime) -> Run
         update_time=time,
         input=request.input,
         context=request.context,
+        replayed_run_id=request.replayed_run_id,
         traceparent=start.traceparent,
         last_seq=1,
     )
@@ -217,6 +218,7 @@ def _event_record(start: _Start, run_id: str | None) -> AuditRecord:
         "scheduled_time": origin.scheduled_time.isoformat() if origin.scheduled_time else None,
         "trigger_id": origin.trigger_id,
         "delivery_id": origin.delivery_id,
+        "replayed_run_id": start.request.replayed_run_id,
     }
     return AuditRecord(
         audit_record_id=new_id(),
