@@ -139,6 +139,24 @@ async def test_events_of_many_attempts_are_numbered_without_gaps(
         assert [e.custom.name for e in events[1:]] == [str(number) for number in range(20)]
 
 
+async def test_a_flush_waits_for_the_commit_that_is_under_way(
+    fleet: Fleet, journal: Journal
+) -> None:
+    await fleet.start("any")
+    (claim,) = await _claim(fleet)
+    async with fleet.database.raw_jobs() as tx:
+        await tx.execute("SELECT 1 FROM run_leases FOR UPDATE")
+        written = journal.write(_holding(claim), drafts=[_draft("slow")])
+        await asyncio.sleep(0)
+        flushed = asyncio.create_task(journal.flush(_holding(claim)))
+        done, _ = await asyncio.wait({flushed}, timeout=0.2)
+        assert not done
+    async with asyncio.timeout(10):
+        await flushed
+
+    assert written.done()
+
+
 async def test_an_attempt_that_lost_its_lease_writes_no_event_and_no_act_but_its_facts(
     fleet: Fleet, journal: Journal, clock: Clock
 ) -> None:

@@ -67,6 +67,7 @@ class Journal:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._shelves: dict[tuple[str, int], _Shelf] = {}
+        self._newest: dict[tuple[str, int], asyncio.Future[None]] = {}
         self._written = asyncio.Event()
 
     def write(
@@ -84,8 +85,9 @@ class Journal:
         """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
-        done.add_done_callback(_mark_retrieved)
         key = (holding.run_id, holding.epoch)
+        self._newest[key] = done
+        done.add_done_callback(lambda each: self._forget(key, each))
         shelf = self._shelves.setdefault(key, _Shelf(holding))
         shelf.entries.append(_Entry(drafts, acts, facts, done, loop.time()))
         self._written.set()
@@ -98,9 +100,10 @@ class Journal:
 
     async def flush(self, holding: Holding) -> None:
         """Wait until everything the attempt has written is durable; raises as `write` does."""
-        shelf = self._shelves.get((holding.run_id, holding.epoch))
-        if shelf is not None and shelf.entries:
-            await asyncio.shield(shelf.entries[-1].done)
+        # Entries of one attempt are done in order, also those of a commit under way.
+        newest = self._newest.get((holding.run_id, holding.epoch))
+        if newest is not None:
+            await asyncio.shield(newest)
 
     async def run(self) -> None:
         """Commit until cancelled."""
@@ -114,6 +117,13 @@ class Journal:
         """Commit what is left, for a process that is about to end."""
         while self._shelves:
             await self._commit_some()
+
+    def _forget(self, key: tuple[str, int], done: asyncio.Future[None]) -> None:
+        if self._newest.get(key) is done:
+            del self._newest[key]
+        # Events are often written without waiting; a lost lease is then noticed elsewhere.
+        if not done.cancelled():
+            done.exception()
 
     async def _commit_some(self) -> None:
         taken = self._take()
@@ -223,9 +233,3 @@ def _fail(shelf: _Shelf, error: Exception, *, only_fenced: bool = False) -> None
             entry.done.set_result(None)
         else:
             entry.done.set_exception(error)
-
-
-def _mark_retrieved(done: asyncio.Future[None]) -> None:
-    # Events are often written without waiting; a lost lease is then noticed elsewhere.
-    if not done.cancelled():
-        done.exception()
