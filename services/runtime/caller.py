@@ -23,7 +23,10 @@ class CallerKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RunClaims:
-    """What a run token proves: which attempt acts, under which grant, until when (aware UTC)."""
+    """What a run token proves: which attempt acts, under which grant, until when (aware UTC).
+
+    `owner` is the subject who made the grant, on whose behalf the run acts; "" when not told.
+    """
 
     run_id: str
     epoch: int
@@ -32,6 +35,7 @@ class RunClaims:
     connection_ids: tuple[str, ...]
     account_id: str
     expire_time: datetime
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.metrics import CallbackOptions, Meter, NoOpMeterProvider, Observation
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, DEFAULT_ON
 from opentelemetry.trace import Span, SpanKind, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
 from services.runtime.settings import TelemetrySettings
+from services.runtime.untraced import IdTracerProvider
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import SpanProcessor
 
 _SCOPE = "cogni"
 _PROPAGATOR = TraceContextTextMapPropagator()
@@ -32,7 +35,7 @@ class Telemetry:
 
     tracer: Tracer
     meter: Meter
-    _provider: TracerProvider
+    _provider: trace.TracerProvider
     _shutdown: Callable[[], None]
 
     def install(self) -> None:
@@ -64,17 +67,19 @@ def start_telemetry(
 
     `processor` receives the spans instead of the collector of the settings.
     """
-    if processor is None and settings.otlp_endpoint is not None:
-        processor = _span_exporter(settings)
+    if processor is None and settings.otlp_endpoint is None:
+        off = IdTracerProvider()
+        return Telemetry(off.get_tracer(_SCOPE), _no_meter(), off, lambda: None)
+    # Imported here: without a collector no process pays for the SDK's imports.
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+
     resource = Resource.create({"service.name": service, "service.namespace": "cogni"})
-    # Off, a span costs 16 µs and still gives errors their trace id; on, 39 µs and the export.
-    sampler = DEFAULT_ON if processor is not None else ALWAYS_OFF
-    tracers = TracerProvider(sampler=sampler, resource=resource, shutdown_on_exit=False)
-    if processor is not None:
-        tracers.add_span_processor(processor)
+    # A span costs about 22 µs and its export; without a collector 7 µs.
+    tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
+    tracers.add_span_processor(processor or _span_exporter(settings))
     if settings.otlp_endpoint is None or not settings.otlp_metrics:
-        meter = NoOpMeterProvider().get_meter(_SCOPE)
-        return Telemetry(tracers.get_tracer(_SCOPE), meter, tracers, tracers.shutdown)
+        return Telemetry(tracers.get_tracer(_SCOPE), _no_meter(), tracers, tracers.shutdown)
     meters = _meter_provider(settings, resource)
 
     def shutdown() -> None:
@@ -84,8 +89,11 @@ def start_telemetry(
     return Telemetry(tracers.get_tracer(_SCOPE), meters.get_meter(_SCOPE), tracers, shutdown)
 
 
+def _no_meter() -> Meter:
+    return NoOpMeterProvider().get_meter(_SCOPE)
+
+
 def _span_exporter(settings: TelemetrySettings) -> SpanProcessor:
-    # Imported here: without a collector no process pays for the exporter's imports.
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
@@ -100,6 +108,7 @@ def _span_exporter(settings: TelemetrySettings) -> SpanProcessor:
 
 def _meter_provider(settings: TelemetrySettings, resource: Resource) -> MeterProvider:
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+    from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 
     exporter = OTLPMetricExporter(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -31,6 +33,31 @@ def test_every_piece_of_work_has_a_trace_id_without_any_collector() -> None:
     with continued(tracer, "work", {}) as span:
         assert len(current_trace_id()) == 32
         assert not span.is_recording()
+
+
+def test_without_a_collector_the_sampling_decision_of_others_goes_on() -> None:
+    tracer = start_telemetry(TelemetrySettings(), "test").tracer
+    carrier = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": "vendor=1"}
+
+    with continued(tracer, "work", carrier):
+        onward = inject()
+
+    assert onward["traceparent"].startswith(f"00-{'a' * 32}-")
+    assert onward["traceparent"].endswith("-01")
+    assert "b" * 16 not in onward["traceparent"]
+    assert onward["tracestate"] == "vendor=1"
+
+
+def test_without_a_collector_the_sdk_is_not_even_imported() -> None:
+    program = (
+        "import sys, services.runtime.command as command\n"
+        "from services.runtime.settings import TelemetrySettings\n"
+        "from services.runtime.telemetry import start_telemetry\n"
+        "start_telemetry(TelemetrySettings(), 'test').install()\n"
+        "assert not [name for name in sys.modules if name.startswith('opentelemetry.sdk')]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_trace_goes_on_behind_an_outbox_row_or_a_message() -> None:

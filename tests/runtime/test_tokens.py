@@ -256,12 +256,14 @@ async def test_a_server_without_trusted_keys_believes_no_service(identities: Ide
 
 
 async def test_a_run_token_names_its_attempt(identities: Identities) -> None:
-    claims = identities.run_claims(expire_time=datetime.now(UTC).replace(microsecond=0) + HOUR)
+    end = datetime.now(UTC).replace(microsecond=0) + HOUR
+    claims = identities.run_claims(expire_time=end, owner="alice")
 
     for service in ("connections", "ledger"):
         caller = await identities.verifier(service).verify(identities.run_token(claims))
         assert caller.kind is CallerKind.RUN
         assert caller.run == claims
+        assert caller.owner == "alice"
 
 
 HOUR = timedelta(hours=1)

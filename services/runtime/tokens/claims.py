@@ -72,7 +72,11 @@ def run_caller(claims: Mapping[str, Any]) -> Caller:
     """Raises TOKEN_INVALID for malformed claims of a run token."""
     run = _run_claims(claims)
     return Caller(
-        kind=CallerKind.RUN, subject=f"run:{run.run_id}", tenant_id=run.tenant_id, run=run
+        kind=CallerKind.RUN,
+        subject=f"run:{run.run_id}",
+        tenant_id=run.tenant_id,
+        on_behalf_of=run.owner or None,
+        run=run,
     )
 
 
@@ -92,6 +96,7 @@ def _run_claims(claims: Mapping[str, Any]) -> RunClaims:
         connection_ids=tuple(connection_ids),
         account_id=_text(claims, "account_id", empty=True),
         expire_time=datetime.fromtimestamp(claims["exp"], UTC),
+        owner=_text(claims, "on_behalf_of") if "on_behalf_of" in claims else "",
     )
 
 

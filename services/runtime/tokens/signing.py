@@ -87,7 +87,7 @@ def mint_run_token(key: Ed25519PrivateKey, run: RunClaims, now: datetime) -> str
 
     `key` is the Executor's. The expiry is rounded down to a second: never longer than asked.
     """
-    claims = {
+    claims: dict[str, Any] = {
         "iss": RUN_SIGNER,
         "sub": f"run:{run.run_id}",
         "aud": list(_RUN_TOKEN_AUDIENCES),
@@ -101,4 +101,6 @@ def mint_run_token(key: Ed25519PrivateKey, run: RunClaims, now: datetime) -> str
         "iat": int(now.timestamp()),
         "exp": int(run.expire_time.timestamp()),
     }
+    if run.owner:
+        claims["on_behalf_of"] = run.owner
     return jwt.encode(claims, key, algorithm="EdDSA", headers={"kid": RUN_SIGNER})
