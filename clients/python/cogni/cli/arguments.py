@@ -20,6 +20,7 @@ from cogni.client import to_struct
 from cogni.type.v1.amount_pb2 import Amount
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+IdOption = Annotated[bool, typer.Option("--id", help="Print only the id, for scripts.")]
 LimitOption = Annotated[
     int, typer.Option("--limit", min=1, max=100_000, help="Show at most this many.")
 ]

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cogni.cli.arguments import (
+    IdOption,
     JsonOption,
     LabelsOption,
     LimitOption,
@@ -16,7 +17,7 @@ from cogni.cli.arguments import (
     labels,
     request_id,
 )
-from cogni.cli.output import name_of, pages, show, show_all, time_of
+from cogni.cli.output import name_of, pages, show, show_all, show_created, time_of
 from cogni.client import Client
 from cogni.connections.v1.access_record_pb2 import AccessAction, AccessDecision, AccessRecord
 from cogni.connections.v1.connection_pb2 import Connection, ConnectionState
@@ -82,6 +83,7 @@ def add_app_password(
     name: NameOption = "",
     label: LabelsOption = None,
     given_request_id: RequestIdOption = None,
+    only_id: IdOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Connect an account by an app password, read from a prompt or standard input."""
@@ -99,7 +101,8 @@ def add_app_password(
         secret=secret,
     )
     with Client() as client:
-        show(client.connections.CreateConnection(request).connection, as_json)
+        created = client.connections.CreateConnection(request).connection
+        show_created(created, "connection_id", only_id, as_json)
 
 
 @app.command("add-api-key")
@@ -109,6 +112,7 @@ def add_api_key(
     name: NameOption = "",
     label: LabelsOption = None,
     given_request_id: RequestIdOption = None,
+    only_id: IdOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Connect an account by an API key, read from a prompt or standard input."""
@@ -123,7 +127,8 @@ def add_api_key(
         secret=secret,
     )
     with Client() as client:
-        show(client.connections.CreateConnection(request).connection, as_json)
+        created = client.connections.CreateConnection(request).connection
+        show_created(created, "connection_id", only_id, as_json)
 
 
 @app.command()

@@ -8,6 +8,7 @@ import typer
 from google.protobuf import json_format
 
 from cogni.cli.arguments import (
+    IdOption,
     JsonOption,
     LabelsOption,
     LimitOption,
@@ -19,7 +20,7 @@ from cogni.cli.arguments import (
     labels,
     request_id,
 )
-from cogni.cli.output import name_of, pages, show, show_all, time_of
+from cogni.cli.output import name_of, pages, show, show_all, show_created, time_of
 from cogni.client import Client
 from cogni.executor.v1.grant_pb2 import Grant, GrantState, ToolPermission
 from cogni.executor.v1.grant_service_pb2 import (
@@ -65,6 +66,7 @@ def create(
     ] = None,
     label: LabelsOption = None,
     given_request_id: RequestIdOption = None,
+    only_id: IdOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Create a grant. What it does not name is denied."""
@@ -80,7 +82,7 @@ def create(
         labels=labels(label),
     )
     with Client() as client:
-        show(client.grants.CreateGrant(request).grant, as_json)
+        show_created(client.grants.CreateGrant(request).grant, "grant_id", only_id, as_json)
 
 
 @app.command()

@@ -8,6 +8,7 @@ import typer
 
 from cogni.cli import proofs
 from cogni.cli.arguments import (
+    IdOption,
     JsonOption,
     LimitOption,
     RequestIdOption,
@@ -23,6 +24,7 @@ from cogni.cli.output import (
     print_json,
     show,
     show_all,
+    show_created,
     time_of,
 )
 from cogni.client import Client
@@ -56,6 +58,7 @@ def create_account(
         str | None, typer.Option(help="How far below zero it may go, like '10 USD'.")
     ] = None,
     given_request_id: RequestIdOption = None,
+    only_id: IdOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Create an account."""
@@ -67,7 +70,8 @@ def create_account(
         credit_limit=amount(credit_limit) if credit_limit else None,
     )
     with Client() as client:
-        show(client.ledger.CreateAccount(request).account, as_json)
+        created = client.ledger.CreateAccount(request).account
+        show_created(created, "account_id", only_id, as_json)
 
 
 @accounts.command("get")

@@ -16,6 +16,7 @@ from cogni.type.v1.amount_pb2 import Amount
 
 PAGE_SIZE = 100
 WIDTH_MAX = 10_000
+FIELD_MAX = 200
 
 # A generated enum: protobuf gives its type no public name.
 EnumType = Any
@@ -41,13 +42,26 @@ def show(message: Message, as_program: bool) -> None:
     if as_program:
         print_json(message)
         return
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for name, value in as_json(message).items():
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        if isinstance(value, dict) and set(value) == {"asset", "value"}:
-            text = f"{value['value']} {value['asset']}"
-        table.add_row(name, text)
-    console().print(table)
+    fields = as_json(message)
+    width = max(map(len, fields), default=0)
+    for name, value in fields.items():
+        console().print(f"{name:<{width}}  {_field(value)}")
+
+
+def _field(value: object) -> str:
+    """A value on one line; what is too long for one is cut, and whole with --json."""
+    if isinstance(value, dict) and set(value) == {"asset", "value"}:
+        return f"{value['value']} {value['asset']}"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= FIELD_MAX else f"{text[:FIELD_MAX]}…"
+
+
+def show_created(message: Message, id_field: str, only_id: bool, as_program: bool) -> None:
+    """What a command has just made: whole, or its id alone."""
+    if only_id:
+        print(getattr(message, id_field), flush=True)
+    else:
+        show(message, as_program)
 
 
 def show_all(
@@ -69,7 +83,16 @@ def show_all(
     if count == 0:
         console().print("none")
     else:
-        console().print(table)
+        _print_table(table)
+
+
+def _print_table(table: Table) -> None:
+    """Prints it without the spaces that pad its last column."""
+    out = console()
+    with out.capture() as captured:
+        out.print(table)
+    for line in captured.get().splitlines():
+        print(line.rstrip(), flush=True)
 
 
 def pages(

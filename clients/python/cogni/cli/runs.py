@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cogni.cli.arguments import (
+    IdOption,
     JsonOption,
     LabelsOption,
     LimitOption,
@@ -18,7 +19,16 @@ from cogni.cli.arguments import (
     request_id,
 )
 from cogni.cli.events import EventPrinter
-from cogni.cli.output import console, name_of, pages, print_json, show, show_all, time_of
+from cogni.cli.output import (
+    console,
+    name_of,
+    pages,
+    print_json,
+    show,
+    show_all,
+    show_created,
+    time_of,
+)
 from cogni.client import Client, to_value
 from cogni.executor.v1.executor_service_pb2 import (
     CancelRunRequest,
@@ -50,6 +60,7 @@ def start(
     label: LabelsOption = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,
     given_request_id: RequestIdOption = None,
+    only_id: IdOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Start a run."""
@@ -65,7 +76,7 @@ def start(
             )
         ).run
         if not watch:
-            show(run, as_json)
+            show_created(run, "run_id", only_id, as_json)
             return
         if not as_json:
             console().print(run.run_id)

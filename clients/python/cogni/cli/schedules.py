@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cogni.cli.arguments import (
+    IdOption,
     JsonOption,
     LabelsOption,
     LimitOption,
@@ -18,7 +19,16 @@ from cogni.cli.arguments import (
     moment,
     request_id,
 )
-from cogni.cli.output import console, name_of, pages, print_json, show, show_all, time_of
+from cogni.cli.output import (
+    console,
+    name_of,
+    pages,
+    print_json,
+    show,
+    show_all,
+    show_created,
+    time_of,
+)
 from cogni.client import Client
 from cogni.scheduler.v1.schedule_pb2 import OverlapPolicy, RunTemplate, Schedule, ScheduleState
 from cogni.scheduler.v1.scheduler_service_pb2 import (
@@ -79,18 +89,19 @@ def create(
     every: EveryOption = None,
     time_zone: ZoneOption = "UTC",
     input: Annotated[str, typer.Option(help="A JSON object; @FILE or - as for runs.")] = "{}",
-    name: Annotated[str, typer.Option(help="A name for people.")] = "",
+    name: Annotated[str, typer.Option(help="A name for people. Default: the graph's.")] = "",
     overlap: Annotated[
         str | None, typer.Option(help="When the previous run still runs: skip, allow_all, …")
     ] = None,
     paused: Annotated[bool, typer.Option("--paused", help="Create it paused.")] = False,
     label: LabelsOption = None,
     given_request_id: RequestIdOption = None,
+    only_id: IdOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Create a schedule."""
     schedule = Schedule(
-        display_name=name,
+        display_name=name or graph,
         labels=labels(label),
         spec=spec(cron, every, time_zone),
         run=RunTemplate(graph_id=graph, grant_id=grant, input=json_object(input)),
@@ -101,7 +112,8 @@ def create(
         request_id=request_id(given_request_id), schedule=schedule, paused=paused
     )
     with Client() as client:
-        show(client.scheduler.CreateSchedule(request).schedule, as_json)
+        created = client.scheduler.CreateSchedule(request).schedule
+        show_created(created, "schedule_id", only_id, as_json)
 
 
 @app.command()
