@@ -10,7 +10,7 @@ from typing import Final
 
 from services.standalone.errors import DataDirInUseError, StandaloneError
 from services.standalone.keys import Keys
-from services.standalone.postgres import write_private
+from services.standalone.private import write_private
 
 LEFTOVER_SECONDS: Final = 20.0
 POLL_SECONDS: Final = 0.05

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from services.standalone.errors import StandaloneError
-from services.standalone.postgres import write_private
+from services.standalone.private import write_private
 
 IDENTITIES: Final = ("executor", "scheduler", "runner")
 AUDIENCE: Final = "cogni"

@@ -28,7 +28,7 @@ import jwt
 import libipld
 
 from services.standalone.ports import LOOPBACK
-from services.standalone.postgres import write_private
+from services.standalone.private import write_private
 
 BODY_BYTES_MAX: Final = 1024 * 1024
 LIST_MAX: Final = 100

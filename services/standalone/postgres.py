@@ -15,6 +15,7 @@ from urllib.parse import quote
 from services.standalone import launch
 from services.standalone.errors import DataDirInUseError, StandaloneError
 from services.standalone.ports import LOOPBACK, free_port, require_free
+from services.standalone.private import write_private
 from services.standalone.residence import Residence
 from services.standalone.wheels import POSTGRES_MAJOR, postgres_home
 
@@ -360,18 +361,6 @@ class EmbeddedPostgres:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
             self._process = None
-
-
-def write_private(path: Path, text: str) -> None:
-    """Writes `text` to `path` so that only this user can ever read it, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _clean_environment() -> dict[str, str]:

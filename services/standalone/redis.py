@@ -13,7 +13,7 @@ from typing import IO, Final
 from services.standalone import launch
 from services.standalone.errors import StandaloneError
 from services.standalone.ports import LOOPBACK, free_port, require_free
-from services.standalone.postgres import write_private
+from services.standalone.private import write_private
 from services.standalone.wheels import redis_server
 
 POLL_SECONDS: Final = 0.01
