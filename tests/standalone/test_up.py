@@ -218,7 +218,7 @@ def test_the_demo_tells_the_whole_story(tmp_path: Path) -> None:
     assert "On the server: at://" in done.stdout
     assert "kill -9" in done.stdout
     assert "Posts of this run on the server: 1." in done.stdout
-    assert "Receipt: the charge is in a log" in done.stdout
+    assert "verified offline: the charge is in the signed log" in done.stdout
     assert "One model call was made, and charged exactly once." in done.stdout
     assert "Read again from the beginning" in done.stdout
 
