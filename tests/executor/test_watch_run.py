@@ -10,6 +10,7 @@ import grpc.aio
 import pytest
 
 from cogni.executor.v1 import executor_service_pb2 as pb
+from cogni.executor.v1.run_event_pb2 import CustomEvent
 from cogni.executor.v1.run_pb2 import RUN_STATE_SUCCEEDED
 from services.runtime.ids import new_id
 from tests.executor.conftest import SCOPES, World
@@ -48,6 +49,20 @@ async def test_a_live_watcher_gets_each_event_as_it_happens_and_the_stream_ends(
     assert [event.seq for event in seen] == list(range(1, len(seen) + 1))
     assert seen[-1].HasField("finished")
     assert [event.HasField("finished") for event in seen].count(True) == 1
+
+
+async def test_large_events_come_in_messages_that_a_client_can_take(world: World) -> None:
+    run = await world.start(await world.grant())
+    attempt = await world.claim(run.run_id)
+    for size in (600_000, 600_000, 1_500_000, 10):
+        await attempt.append(CustomEvent(name="x" * size))
+    assert await attempt.succeed()
+
+    call = world.executor().WatchRun(pb.WatchRunRequest(run_id=run.run_id))
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        batches = [[event.seq for event in batch.events] async for batch in call]
+
+    assert batches == [[1, 2, 3], [4], [5], [6, 7]]
 
 
 async def test_many_watchers_of_one_run_all_see_all_of_it(world: World) -> None:

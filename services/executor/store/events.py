@@ -11,6 +11,8 @@ from services.executor.events import Draft, sealed_events
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
+#: A quarter of what a message may hold by default.
+BATCH_BYTES_MAX = 1024 * 1024
 #: Wakes the tails; the payload is "run_id:newest_seq".
 EVENTS_CHANNEL = "executor_run_events"
 #: Wakes the runner of a run; the payload is the run_id. It then looks at the run.
@@ -34,9 +36,14 @@ INSERT INTO run_events (run_id, tenant_id, seq, attempt, type, payload)
 SELECT $1, $2, each.seq, $3, each.type, each.payload
 FROM unnest($4::bigint[], $5::text[], $6::bytea[]) AS each (seq, type, payload)
 """
+# Bounded by bytes too, since a batch becomes one message; the first event comes in any case. The
+# sum needs the sizes alone, which PostgreSQL knows without reading what it has put aside.
 _READ = """
-SELECT seq, type, payload FROM run_events
-WHERE run_id = $1 AND seq > $2 ORDER BY seq LIMIT $3
+SELECT seq, type, payload FROM (
+    SELECT seq, type, payload, sum(octet_length(payload)) OVER (ORDER BY seq) AS bytes
+    FROM run_events WHERE run_id = $1 AND seq > $2 ORDER BY seq LIMIT $3
+) AS next
+WHERE bytes <= $4 OR seq = $2 + 1 ORDER BY seq
 """
 _NEWEST = """
 SELECT run_id, next_seq - 1 AS newest_seq FROM run_leases WHERE run_id = ANY ($1::uuid[])
@@ -121,9 +128,14 @@ async def append_fenced(
     return await insert(tx, run_id, tenant_id, attempt, place, drafts)
 
 
-async def read(tx: Connection, run_id: str, after_seq: int, limit: int) -> list[StoredEvent]:
-    """Return at most `limit` events after `after_seq`, in order."""
-    rows = await tx.fetch(_READ, run_id, after_seq, limit)
+async def read(
+    tx: Connection, run_id: str, after_seq: int, limit: int, bytes_max: int = BATCH_BYTES_MAX
+) -> list[StoredEvent]:
+    """Return the next events after `after_seq`, in order: at most `limit`, and `bytes_max`.
+
+    An event that is larger by itself comes alone.
+    """
+    rows = await tx.fetch(_READ, run_id, after_seq, limit, bytes_max)
     return [StoredEvent(row["seq"], row["type"], row["payload"]) for row in rows]
 
 
