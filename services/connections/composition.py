@@ -56,9 +56,11 @@ class Parts:
     application: Application
     egress: Egress
     sessions: Sessions
+    leases: Leases
 
     async def close(self) -> None:
-        """Let renewals under way end, then close the way out."""
+        """Let leases and renewals under way end, then close the way out."""
+        await self.leases.close()
         await self.sessions.close()
         await self.egress.close()
 
@@ -117,7 +119,7 @@ def compose(
         },
         hand_back=sessions.close,
     )
-    return Parts(application, egress, sessions)
+    return Parts(application, egress, sessions, does.leases)
 
 
 async def _every(seconds: float, work: Callable[[], Awaitable[object]]) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
-from sqlalchemy import RowMapping, Select, delete, exists, func, insert, or_, select, update
+from sqlalchemy import Select, delete, exists, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -115,7 +114,7 @@ async def get(
     if row is None:
         return None
     given = await _consents(tx, tenant_id, [connection_id])
-    return _connection(row, given.get(connection_id, ()))
+    return connection_of(row, given.get(connection_id, ()))
 
 
 async def count(tx: AsyncConnection, tenant_id: str) -> int:
@@ -139,7 +138,7 @@ async def list_newest_first(
     query = query.order_by(connections.c.connection_id.desc()).limit(limit)
     rows = (await tx.execute(query)).mappings().all()
     given = await _consents(tx, tenant_id, [row["connection_id"] for row in rows])
-    return [_connection(row, given.get(row["connection_id"], ())) for row in rows]
+    return [connection_of(row, given.get(row["connection_id"], ())) for row in rows]
 
 
 async def change(
@@ -171,17 +170,6 @@ async def change_state(
             "state_change_time": func.cogni_now(),
             **(values or {}),
         },
-    )
-
-
-async def touch_lease_time(
-    tx: AsyncConnection, tenant_id: str, connection_id: str, now: datetime
-) -> None:
-    """Note that a lease was given."""
-    await tx.execute(
-        update(connections)
-        .where(connections.c.tenant_id == tenant_id, connections.c.connection_id == connection_id)
-        .values(last_lease_time=now)
     )
 
 
@@ -274,7 +262,8 @@ async def _consents(
     return found
 
 
-def _connection(row: RowMapping, given: tuple[Consent, ...]) -> Connection:
+def connection_of(row: Mapping[Any, Any], given: tuple[Consent, ...]) -> Connection:
+    """The connection of a row of the table."""
     return Connection(
         tenant_id=row["tenant_id"],
         connection_id=row["connection_id"],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import RowMapping, delete, func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -117,7 +119,7 @@ async def remove_session(tx: AsyncConnection, tenant_id: str, connection_id: str
     )
 
 
-def stored_credential(row: RowMapping) -> StoredCredential:
+def stored_credential(row: Mapping[Any, Any]) -> StoredCredential:
     """The credential of a row of the table."""
     return StoredCredential(
         Binding(

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import and_, case, delete, func, or_, select, update
+from sqlalchemy import and_, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.connections.lease import LeaseRequest
-from services.connections.tables import connections, leases, revoked_grants, revoked_runs
+from services.connections.tables import leases, revoked_grants, revoked_runs
 
 SWEEP_ROWS_MAX = 1000
 
@@ -25,72 +24,6 @@ class Standing:
     grant_revoked: bool
     attempt_over: bool
     connection_state: str
-
-
-async def standing(tx: AsyncConnection, tenant_id: str, wanted: LeaseRequest) -> Standing:
-    """How things stand now. An attempt is also over when a later one has leased already."""
-    run_revoked = select(revoked_runs.c.run_id).where(
-        revoked_runs.c.tenant_id == tenant_id,
-        revoked_runs.c.run_id == wanted.run_id,
-        revoked_runs.c.up_to_epoch >= wanted.epoch,
-    )
-    overtaken = select(leases.c.lease_id).where(
-        leases.c.tenant_id == tenant_id,
-        leases.c.run_id == wanted.run_id,
-        leases.c.epoch > wanted.epoch,
-    )
-    grant_revoked = select(revoked_grants.c.grant_id).where(
-        revoked_grants.c.tenant_id == tenant_id, revoked_grants.c.grant_id == wanted.grant_id
-    )
-    state = select(connections.c.state).where(
-        connections.c.tenant_id == tenant_id, connections.c.connection_id == wanted.connection_id
-    )
-    row = (
-        await tx.execute(
-            select(
-                grant_revoked.exists().label("grant_revoked"),
-                or_(run_revoked.exists(), overtaken.exists()).label("attempt_over"),
-                func.coalesce(state.scalar_subquery(), "").label("connection_state"),
-            )
-        )
-    ).one()
-    return Standing(row.grant_revoked, row.attempt_over, row.connection_state)
-
-
-async def give(
-    tx: AsyncConnection, tenant_id: str, lease_id: str, wanted: LeaseRequest, expire_time: datetime
-) -> tuple[str, datetime]:
-    """Store a lease and return its id and end; a repeat finds the first one.
-
-    A repeat by a later attempt, or after the first lease ended, renews it under its id.
-    """
-    statement = upsert(leases).values(
-        tenant_id=tenant_id,
-        lease_id=lease_id,
-        connection_id=wanted.connection_id,
-        run_id=wanted.run_id,
-        epoch=wanted.epoch,
-        grant_id=wanted.grant_id,
-        invocation_id=wanted.invocation_id,
-        tool=wanted.tool,
-        expire_time=expire_time,
-    )
-    given = and_(leases.c.revoke_time.is_(None), leases.c.expire_time > func.cogni_now())
-    statement = statement.on_conflict_do_update(
-        index_elements=[
-            leases.c.tenant_id,
-            leases.c.run_id,
-            leases.c.invocation_id,
-            leases.c.connection_id,
-        ],
-        set_={
-            "epoch": wanted.epoch,
-            "expire_time": case((given, leases.c.expire_time), else_=expire_time),
-            "revoke_time": None,
-        },
-    )
-    row = (await tx.execute(statement.returning(leases.c.lease_id, leases.c.expire_time))).one()
-    return row.lease_id, row.expire_time
 
 
 async def revoke_grant(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from services.connections.access_log import Action, Decision, Entry
+from services.connections.batching import Batches
 from services.connections.callers import entry_by
 from services.connections.connection import Connection, State, check_usable
 from services.connections.lease import EVERY_EPOCH, Lease, LeaseRequest, LeaseWanted, Target
 from services.connections.providers.catalogue import Catalogue
 from services.connections.providers.provider import LeaseWish, Provider
-from services.connections.store import access_log, connections, credentials, leases
+from services.connections.store import access_log, lease_batches, leases
 from services.connections.store.credentials import StoredCredentials
 from services.connections.use_cases.narrowing import Narrowing, Ready, check_scopes
 from services.connections.use_cases.sealed import Vault
@@ -24,6 +26,26 @@ from services.runtime.ids import new_id
 # A renewal may be overtaken by a change of the connection; more than a few are no coincidence.
 _TRIES_MAX = 3
 _TOUCH_EVERY = timedelta(minutes=1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Gift:
+    """A lease about to be given, with what the log will say of it."""
+
+    request: LeaseRequest
+    ttl: timedelta
+    session_end: datetime | None
+    last_lease_time: datetime | None
+    entry: Entry
+
+    def end(self, now: datetime) -> datetime:
+        """When the lease ends: never after its session."""
+        end = now + self.ttl
+        return min(end, self.session_end) if self.session_end else end
+
+    def touches(self, now: datetime) -> bool:
+        """Whether the connection's last_lease_time is worth a write."""
+        return self.last_lease_time is None or now - self.last_lease_time > _TOUCH_EVERY
 
 
 class Leases:
@@ -45,6 +67,8 @@ class Leases:
         self._sessions = sessions
         self._narrowing = narrowing
         self._keep_revocations = keep_revocations
+        self._reads = Batches(self._read, key=_never_the_same)
+        self._gifts = Batches(self._give, key=_key)
 
     async def lease(self, caller: Caller, wanted: LeaseWanted) -> Lease:
         """Give a credential, or record the refusal and raise ServiceError."""
@@ -63,7 +87,8 @@ class Leases:
         except ServiceError as refusal:
             await self._record_refusal(caller.tenant_id, entry, refusal)
             raise
-        lease_id, expire_time = await self._give(caller, wanted, ready, entry)
+        gift = _gift(caller, wanted, ready, entry)
+        lease_id, expire_time = await self._gifts.submit(caller.tenant_id, gift)
         if ready.renewal_due:
             self._sessions.renew_soon(caller.tenant_id, wanted.connection_id, ready.generation)
         return Lease(lease_id, credential, expire_time, scopes, ready.connection.provider)
@@ -98,13 +123,14 @@ class Leases:
         async with self._database.jobs() as tx:
             return await leases.sweep(tx, keep_leases_seconds=86_400)
 
+    async def close(self) -> None:
+        """Let the batches under way end."""
+        await self._reads.close()
+        await self._gifts.close()
+
     async def _ready(self, caller: Caller, wanted: LeaseWanted) -> Ready:
         for _ in range(_TRIES_MAX):
-            async with self._database.tenant(caller.tenant_id) as tx:
-                connection = await connections.get(tx, caller.tenant_id, wanted.connection_id)
-                if connection is None:
-                    raise not_found("connection", wanted.connection_id)
-                stored = await credentials.get(tx, caller.tenant_id, wanted.connection_id)
+            connection, stored = await self._reads.submit(caller.tenant_id, wanted.connection_id)
             check_usable(connection)
             _check_consent(caller, connection)
             provider = self._catalogue.get(connection.provider)
@@ -130,38 +156,45 @@ class Leases:
             retry_after=timedelta(seconds=1),
         )
 
+    async def _read(
+        self, tenant_id: str, connection_ids: Sequence[str]
+    ) -> list[tuple[Connection, StoredCredentials] | Exception]:
+        async with self._database.raw_tenant(tenant_id) as tx:
+            found = await lease_batches.read(tx, tenant_id, sorted(set(connection_ids)))
+        return [found.get(id) or not_found("connection", id) for id in connection_ids]
+
     async def _give(
-        self, caller: Caller, wanted: LeaseWanted, ready: Ready, entry: Entry
-    ) -> tuple[str, datetime]:
-        assert caller.run is not None
-        tenant_id = caller.tenant_id
-        request = LeaseRequest(
-            wanted.connection_id,
-            caller.run.run_id,
-            caller.run.epoch,
-            caller.run.grant_id,
-            wanted.invocation_id,
-            wanted.tool,
-        )
-        entry = replace(entry, provider=ready.connection.provider)
-        async with self._database.tenant(tenant_id) as tx:
-            head = await access_log.lock_head(tx, tenant_id)
-            refusal = _refusal(await leases.standing(tx, tenant_id, request), wanted.connection_id)
-            if refusal is None:
-                ends = head.now + wanted.ttl
-                ends = min(ends, ready.session_end) if ready.session_end else ends
-                lease_id, expire_time = await leases.give(tx, tenant_id, new_id(), request, ends)
-                given = {"generation": str(ready.generation)} | _asked(wanted.wish)
-                await access_log.append(tx, head, replace(entry, lease_id=lease_id, details=given))
-                if _long_ago(ready.connection.last_lease_time, head.now):
-                    await connections.touch_lease_time(
-                        tx, tenant_id, wanted.connection_id, head.now
+        self, tenant_id: str, wanted: Sequence[_Gift]
+    ) -> list[tuple[str, datetime] | Exception]:
+        """Decide about many leases behind the head's lock, and record every decision with them."""
+        async with self._database.raw_tenant(tenant_id) as tx:
+            head = await lease_batches.lock_head(tx, tenant_id)
+            requests = [each.request for each in wanted]
+            standings = await lease_batches.standings(tx, tenant_id, requests)
+            refusals = [
+                _refusal(standing, each.request.connection_id)
+                for standing, each in zip(standings, wanted, strict=True)
+            ]
+            good = [each for each, no in zip(wanted, refusals, strict=True) if no is None]
+            leased = [(new_id(), each.request, each.end(head.now)) for each in good]
+            given = iter(await lease_batches.give(tx, tenant_id, leased) if leased else [])
+            entries: list[Entry] = []
+            results: list[tuple[str, datetime] | Exception] = []
+            for each, refusal in zip(wanted, refusals, strict=True):
+                if refusal is not None:
+                    entries.append(
+                        replace(each.entry, decision=Decision.DENIED, reason=refusal.reason)
                     )
-                return lease_id, expire_time
-            await access_log.append(
-                tx, head, replace(entry, decision=Decision.DENIED, reason=refusal.reason)
-            )
-        raise refusal
+                    results.append(refusal)
+                    continue
+                lease = next(given)
+                entries.append(replace(each.entry, lease_id=lease.lease_id))
+                results.append((lease.lease_id, lease.expire_time))
+            await lease_batches.record(tx, head, entries)
+            quiet = {each.request.connection_id for each in good if each.touches(head.now)}
+            if quiet:
+                await lease_batches.touch(tx, tenant_id, sorted(quiet))
+        return results
 
     async def _record_refusal(self, tenant_id: str, entry: Entry, refusal: ServiceError) -> None:
         provider_failed = refusal.reason.startswith(("PROVIDER_", "CREDENTIAL_", "REFRESH_"))
@@ -234,5 +267,29 @@ def _asked(wish: LeaseWish) -> dict[str, str]:
     return {name: value for name, value in named.items() if value}
 
 
-def _long_ago(moment: datetime | None, now: datetime) -> bool:
-    return moment is None or now - moment > _TOUCH_EVERY
+def _gift(caller: Caller, wanted: LeaseWanted, ready: Ready, entry: Entry) -> _Gift:
+    assert caller.run is not None
+    request = LeaseRequest(
+        wanted.connection_id,
+        caller.run.run_id,
+        caller.run.epoch,
+        caller.run.grant_id,
+        wanted.invocation_id,
+        wanted.tool,
+    )
+    details = {"generation": str(ready.generation)} | _asked(wanted.wish)
+    return _Gift(
+        request,
+        wanted.ttl,
+        ready.session_end,
+        ready.connection.last_lease_time,
+        replace(entry, provider=ready.connection.provider, details=details),
+    )
+
+
+def _key(gift: _Gift) -> tuple[str, str, str]:
+    return gift.request.key
+
+
+def _never_the_same(connection_id: str) -> object:
+    return object()
