@@ -31,8 +31,11 @@ RECOVERY_SECONDS = 40.0
 
 Answer = TypeVar("Answer")
 
-#: Parts of the command lines of those on whom a run without a model depends.
-VICTIMS = ("postgres -D", "redis-server", "services.executor.worker", "-m services.executor ")
+#: Parts of the command lines of those who are killed: all that hold state, carry runs, or serve.
+VICTIMS = (
+    *("postgres -D", "redis-server", "services.executor.worker", "services.scheduler.worker"),
+    *(f"-m services.{service} " for service in ("executor", "scheduler", "connections", "ledger")),
+)
 
 
 class Up:
@@ -177,15 +180,15 @@ def test_up_says_how_to_reach_it_keeps_its_directory_and_leaves_nothing_after_ct
     assert "Traceback" not in second.printed
 
 
-def test_runs_finish_after_kill_9_of_any_process_and_of_the_stack_itself(
+def test_runs_finish_after_kill_9_of_everything_at_once_and_of_the_stack_itself(
     up: Up, tmp_path: Path
 ) -> None:
     up.await_ready()
-    for kill in VICTIMS:
-        victims = [pid for pid, line in descendants(up.process.pid).items() if kill in f"{line} "]
-        assert victims, kill
-        os.kill(min(victims), signal.SIGKILL)
-        finish_a_run(up.settings())
+    below = descendants(up.process.pid)
+    victims = [min(pid for pid, line in below.items() if v in f"{line} ") for v in VICTIMS]
+    for victim in victims:
+        os.kill(victim, signal.SIGKILL)
+    finish_a_run(up.settings())
     handles = [os.pidfd_open(pid) for pid in descendants(up.process.pid)]
 
     up.process.kill()
