@@ -29,7 +29,7 @@ from services.executor.runner.journal import (
 from services.executor.runner.meter import RunMeter
 from services.executor.runner.narration import MODES, Narrator
 from services.executor.runner.rendering import json_of
-from services.executor.runner.resuming import questions_of, take_up
+from services.executor.runner.resuming import Start, questions_of, take_up
 from services.executor.runner.saver import Saver
 from services.executor.runner.scrub import Scrubber
 from services.executor.runner.stopping import RunStoppedError, stopped_by, timed_out
@@ -189,24 +189,20 @@ class Attempt:
     async def _carry_graph(self) -> Ending:
         run = self.claim.run
         async with self._workshop.database.raw_tenant(run.tenant_id) as tx:
-            stops = await controls.stops(tx, [run.run_id])
-            account_id = await controls.account_of(tx, run.grant_id)
-            answers = await controls.answers(tx, run.run_id)
-            lost = await controls.lost_calls(tx, run.run_id, run.attempt)
-            waited = await controls.waited(tx, run.run_id)
-        if stops:
-            raise stopped_by(stops[0])
+            briefing = await controls.briefing(tx, run.run_id, run.attempt)
+        if briefing.stop is not None:
+            raise stopped_by(briefing.stop)
         meter = RunMeter(
             self._workshop.journal,
             self.holding,
             grant_id=run.grant_id,
-            account_id=account_id,
-            repeated=Counter(lost),
+            account_id=briefing.account_id,
+            repeated=Counter(briefing.lost_calls),
             adopt=self._workshop.adopt,
         )
         try:
-            with metered_by(meter), guarded_by(self._guard), self._deadline(waited):
-                return await self._stream(answers)
+            with metered_by(meter), guarded_by(self._guard), self._deadline(briefing.waited):
+                return await self._stream(briefing.answers)
         finally:
             meter.closed = True
 
@@ -233,7 +229,9 @@ class Attempt:
             "configurable": {"thread_id": run.thread_id},
             "metadata": {"run_id": run.run_id},
         }
-        begin = await take_up(graph, config, run.run_id, run.input, answers, self._scrubber)
+        begin: Start | Waiting = Start(run.input)
+        if run.attempt > 1:
+            begin = await take_up(graph, config, run.run_id, run.input, answers, self._scrubber)
         if isinstance(begin, Waiting):
             return begin
         parts = graph.astream(
@@ -272,12 +270,14 @@ class Attempt:
             await self._workshop.journal.flush(self.holding)
 
     async def _conclude(self, graph: AnyGraph, config: RunnableConfig) -> Ending:
-        state = await graph.aget_state(config)
-        if questions := questions_of(state, self._scrubber):
-            return Waiting(questions)
         output = self._narrator.output
-        if output is None:
-            output = state.values
+        # A graph that asked nothing and has no breakpoints has come to its end.
+        may_wait = graph.interrupt_before_nodes or graph.interrupt_after_nodes
+        if output is None or self._narrator.interrupts or may_wait:
+            state = await graph.aget_state(config)
+            if questions := questions_of(state, self._scrubber):
+                return Waiting(questions)
+            output = state.values if output is None else output
         return Finished(RunState.SUCCEEDED, self._scrubber.value(json_of(output)))
 
 
