@@ -12,7 +12,9 @@ from zoneinfo import ZoneInfo
 
 from services.scheduler.cron import parse_cron
 from services.scheduler.patterns import WallPattern
+from services.scheduler.rrule import RruleError, parse_rrule
 from services.scheduler.specs import (
+    CalendarRecurrence,
     CronRecurrence,
     Exclusion,
     IntervalRecurrence,
@@ -63,7 +65,7 @@ class Slots:
     """The slots of one spec. Every answer is independent of where a search begins."""
 
     def __init__(self, spec: Spec) -> None:
-        """Raises UnknownZoneError or CronError for specs that no rule checked."""
+        """Raises UnknownZoneError, CronError or RruleError for specs that no rule checked."""
         self._spec = spec
         self._zone = load_zone(spec.time_zone)
         self._source = _source(spec, self._zone)
@@ -265,8 +267,12 @@ def _source(spec: Spec, zone: ZoneInfo) -> _Source:
     times: WallTimes
     if isinstance(recurrence, CronRecurrence):
         times = _union(tuple(parse_cron(each).pattern for each in recurrence.expressions))
-    else:
+    elif isinstance(recurrence, CalendarRecurrence):
         times = _union(tuple(rule.recurring() for rule in recurrence.rules))
+    else:
+        if spec.start_time is None:
+            raise RruleError("an rrule begins at start_time, and there is none")
+        times = parse_rrule(recurrence.rule, spec.start_time.astimezone(zone).replace(tzinfo=None))
     return _WallSource(times, zone, spec.dst_policy)
 
 

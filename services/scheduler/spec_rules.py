@@ -22,6 +22,7 @@ from services.runtime.validation import (
     timestamp,
 )
 from services.scheduler.cron import CronError, parse_cron
+from services.scheduler.rrule import RruleError, parse_rrule
 from services.scheduler.zones import zone_names
 
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
@@ -97,11 +98,16 @@ def _window(message: pb.TimeWindow) -> Iterator[Violation]:
         yield Violation("end_time", "must be after start_time")
 
 
-def _no_rrule(message: pb.ScheduleSpec) -> Iterator[Violation]:
-    if message.WhichOneof("recurrence") == "rrule":
-        yield Violation(
-            "rrule", "is part of the contract and not built yet; say it as calendar rules"
-        )
+def _rrule(message: pb.ScheduleSpec) -> Iterator[Violation]:
+    if message.WhichOneof("recurrence") != "rrule":
+        return
+    if not message.HasField("start_time"):
+        yield Violation("start_time", "is required with an rrule, which begins there")
+    try:
+        # Any beginning will do: what is wrong with a rule does not depend on it.
+        parse_rrule(message.rrule.rule, datetime(2000, 1, 1))  # noqa: DTZ001 - a wall time
+    except RruleError as error:
+        yield Violation("rrule.rule", str(error))
 
 
 _CALENDAR_RULE = (
@@ -119,7 +125,7 @@ WINDOW = (
 )
 SPEC = (
     one_of_set("recurrence"),
-    custom(_no_rrule),
+    custom(_rrule),
     nested("cron", items("expressions", min_items=1, max_items=10), custom(_expressions)),
     nested(
         "interval",

@@ -116,8 +116,17 @@ class CalendarRecurrence:
     kind: Literal["calendar"] = "calendar"
 
 
+@dataclass(frozen=True, slots=True)
+class RruleRecurrence:
+    """An RFC 5545 rule that begins at the spec's start_time, which is then given."""
+
+    rule: str
+    kind: Literal["rrule"] = "rrule"
+
+
+AnyRecurrence = CronRecurrence | IntervalRecurrence | CalendarRecurrence | RruleRecurrence
 Recurrence = Annotated[
-    CronRecurrence | IntervalRecurrence | CalendarRecurrence,
+    AnyRecurrence,
     Field(discriminator="kind"),
 ]
 
@@ -151,9 +160,7 @@ class Spec:
     end_time: datetime | None = None
 
 
-def default_dst_policy(
-    recurrence: CronRecurrence | IntervalRecurrence | CalendarRecurrence,
-) -> DstPolicy:
+def default_dst_policy(recurrence: AnyRecurrence) -> DstPolicy:
     """ELAPSED for cron expressions that all say "every so often", else ONCE_A_DAY."""
     if isinstance(recurrence, CronRecurrence) and all(
         parse_cron(expression).elapsed for expression in recurrence.expressions

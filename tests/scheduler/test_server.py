@@ -150,6 +150,8 @@ async def test_every_violation_is_told_at_once(scheduler: Any) -> None:
     ("spec", "field"),
     [
         ({}, "schedule.spec.recurrence"),
+        ({"rrule": {"rule": "FREQ=DAILY"}}, "schedule.spec.start_time"),
+        ({"rrule": {"rule": "FREQ=HOURLY"}}, "schedule.spec.rrule.rule"),
         ({"interval": {"every": "0.5s"}}, "schedule.spec.interval.every"),
         ({"interval": {"every": "1.5s"}}, "schedule.spec.interval.every"),
         ({"calendar": {}}, "schedule.spec.calendar.rules"),
@@ -177,6 +179,14 @@ async def test_a_spec_that_says_nothing_is_refused(
     refusal = await refused(scheduler.CreateSchedule(_create(world, spec=spec)))
     violations = refusal.detail(error_details_pb2.BadRequest).field_violations
     assert field in {each.field for each in violations}
+
+
+async def test_an_rrule_comes_back_as_it_was_said(world: Any, scheduler: Any) -> None:
+    rule = "FREQ=MONTHLY;BYDAY=-1FR;BYHOUR=17;BYMINUTE=0;BYSECOND=0"
+    spec = {"rrule": {"rule": rule}, "start_time": "2026-01-01T00:00:00Z"}
+    created = (await scheduler.CreateSchedule(_create(world, spec=spec))).schedule
+    assert created.spec.rrule.rule == rule
+    assert created.next_slot_time.ToDatetime().hour == 17
 
 
 async def test_a_spec_without_slots_is_refused(world: Any, scheduler: Any) -> None:

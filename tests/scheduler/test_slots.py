@@ -234,11 +234,11 @@ def test_a_search_crosses_years_of_exclusions_quickly() -> None:
     spec = Spec(
         CronRecurrence(("* * * * *",)),
         ELAPSED,
-        exclusions=(Exclusion(rule=CalendarRule(years=(IntRange(2026, 2036),))),),
+        exclusions=(Exclusion(rule=CalendarRule(years=(IntRange(2026, 2029),))),),
     )
     found = Slots(spec).after(_utc(2026, 1, 1))
     assert found is not None
-    assert found.time == _utc(2037, 1, 1)
+    assert found.time == _utc(2030, 1, 1)
 
 
 @pytest.mark.parametrize("expression", ["0 0 30 2 *", "0 0 31 4,6 *", "0 0 * 2 MON#5"])

@@ -16,12 +16,14 @@ from services.scheduler.convert.wire import (
 )
 from services.scheduler.specs import (
     EPOCH,
+    AnyRecurrence,
     CalendarRecurrence,
     CalendarRule,
     CronRecurrence,
     Exclusion,
     IntervalRecurrence,
     IntRange,
+    RruleRecurrence,
     Spec,
     TimeWindow,
     WeekdayRule,
@@ -29,8 +31,6 @@ from services.scheduler.specs import (
 )
 from services.scheduler.wall import DstPolicy, FoldPolicy, GapPolicy
 from services.scheduler.zones import UTC_NAME
-
-_Recurrence = CronRecurrence | IntervalRecurrence | CalendarRecurrence
 
 
 def spec_from_proto(message: pb.ScheduleSpec) -> Spec:
@@ -83,7 +83,7 @@ def window_from_proto(message: pb.TimeWindow) -> TimeWindow:
     return TimeWindow(from_timestamp(message.start_time), from_timestamp(message.end_time))
 
 
-def _recurrence(message: pb.ScheduleSpec) -> _Recurrence:
+def _recurrence(message: pb.ScheduleSpec) -> AnyRecurrence:
     match message.WhichOneof("recurrence"):
         case "interval":
             interval = message.interval
@@ -92,22 +92,26 @@ def _recurrence(message: pb.ScheduleSpec) -> _Recurrence:
             return IntervalRecurrence(from_duration(interval.every), anchor)
         case "calendar":
             return CalendarRecurrence(tuple(rule_from_proto(r) for r in message.calendar.rules))
+        case "rrule":
+            return RruleRecurrence(message.rrule.rule)
         case _:
             return CronRecurrence(tuple(message.cron.expressions))
 
 
-def _set_recurrence(message: pb.ScheduleSpec, recurrence: _Recurrence) -> None:
+def _set_recurrence(message: pb.ScheduleSpec, recurrence: AnyRecurrence) -> None:
     match recurrence:
         case IntervalRecurrence():
             message.interval.every.FromTimedelta(recurrence.every)
             message.interval.anchor_time.FromDatetime(recurrence.anchor_time)
         case CalendarRecurrence():
             message.calendar.rules.extend(_rule_to_proto(each) for each in recurrence.rules)
+        case RruleRecurrence():
+            message.rrule.rule = recurrence.rule
         case CronRecurrence():
             message.cron.expressions.extend(recurrence.expressions)
 
 
-def _dst_policy(message: pb.DstPolicy, recurrence: _Recurrence) -> DstPolicy:
+def _dst_policy(message: pb.DstPolicy, recurrence: AnyRecurrence) -> DstPolicy:
     default = default_dst_policy(recurrence)
     return DstPolicy(
         enum_member(pb.GapPolicy, "GAP_POLICY", message.gap, GapPolicy) or default.gap,

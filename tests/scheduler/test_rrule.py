@@ -1,0 +1,152 @@
+"""Recurrence rules against dateutil, which walks from the beginning where we do not."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import Any
+
+import pytest
+from dateutil.rrule import rrulestr
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from services.scheduler.rrule import RruleError, parse_rrule
+from services.scheduler.slots import Slots
+from services.scheduler.specs import RruleRecurrence, Spec
+from services.scheduler.wall import ONCE_A_DAY
+
+START = datetime(2024, 1, 31, 9, 30)  # noqa: DTZ001 - a wall time
+
+
+def _joined(values: Any) -> str:
+    return ",".join(str(value) for value in values)
+
+
+@st.composite
+def rules(draw: Any) -> str:
+    """Rules of every frequency, with parts that go together."""
+    frequency = draw(st.sampled_from(["YEARLY", "MONTHLY", "WEEKLY", "DAILY"]))
+    parts = [f"FREQ={frequency}", f"INTERVAL={draw(st.integers(1, 5))}"]
+    if draw(st.booleans()):
+        parts.append(f"WKST={draw(st.sampled_from(['MO', 'SU', 'WE']))}")
+    if draw(st.booleans()):
+        months = draw(st.sets(st.integers(1, 12), min_size=1, max_size=5))
+        parts.append(f"BYMONTH={_joined(months)}")
+    by_day = False
+    if frequency != "WEEKLY" and draw(st.booleans()):
+        days = draw(st.sets(st.integers(-31, 31).filter(bool), min_size=1, max_size=4))
+        parts.append(f"BYMONTHDAY={_joined(days)}")
+        by_day = True
+    if frequency == "YEARLY" and not by_day and draw(st.booleans()):
+        days = draw(st.sets(st.integers(-366, 366).filter(bool), min_size=1, max_size=4))
+        parts.append(f"BYYEARDAY={_joined(days)}")
+        by_day = True
+    if draw(st.booleans()):
+        # Not both in one rule: dateutil then wants both to match, where the RFC wants either.
+        numbered = frequency in ("YEARLY", "MONTHLY") and draw(st.booleans())
+        numbers = st.sampled_from(["1", "2", "-1", "-2"]) if numbered else st.just("")
+        names = st.sampled_from(["MO", "TU", "WE", "TH", "FR", "SA", "SU"])
+        weekdays = draw(st.sets(st.tuples(numbers, names), min_size=1, max_size=4))
+        parts.append(f"BYDAY={_joined(number + name for number, name in weekdays)}")
+        by_day = True
+    if draw(st.booleans()):
+        parts.append(f"BYHOUR={_joined(draw(st.sets(st.integers(0, 23), min_size=1, max_size=3)))}")
+    if by_day and draw(st.booleans()):
+        positions = draw(st.sets(st.sampled_from([1, 2, 3, -1, -2]), min_size=1, max_size=2))
+        parts.append(f"BYSETPOS={_joined(positions)}")
+    return ";".join(parts)
+
+
+@given(rule=rules(), days=st.integers(0, 2500), start=st.integers(0, 800))
+@settings(max_examples=120, deadline=None)
+def test_any_window_of_a_rule_equals_dateutils(rule: str, days: int, start: int) -> None:
+    begin = START + timedelta(days=start)
+    parsed = parse_rrule(rule, begin)
+    # dateutil searches a rule without occurrences up to the year 9999.
+    assume(next(parsed.between(begin, begin + timedelta(days=4400)), None))
+    first = begin + timedelta(days=days - 100)
+    if "BYSETPOS" in rule:
+        # dateutil counts the first week's positions from the beginning, we from the week's.
+        first = max(first, begin + timedelta(days=8))
+    last = first + timedelta(days=400)
+
+    ours = list(parsed.between(first, last))
+
+    assert ours == rrulestr(rule, dtstart=begin).between(first, last, inc=True)
+
+
+@given(rule=rules(), count=st.integers(1, 40))
+@settings(max_examples=50, deadline=None)
+def test_count_ends_a_rule_as_dateutil_does(rule: str, count: int) -> None:
+    assume("BYSETPOS" not in rule)
+    assume(next(parse_rrule(rule, START).between(START, START + timedelta(days=4400)), None))
+    counted = parse_rrule(f"{rule};COUNT={count}", START)
+    last = START + timedelta(days=366 * 30)
+    ours = list(counted.between(START - timedelta(days=10), last))
+    theirs = islice(rrulestr(f"{rule};COUNT={count}", dtstart=START), count)
+    assert ours == [wall for wall in theirs if wall <= last]
+
+
+@given(rule=rules(), days=st.integers(-50, 2000))
+@settings(max_examples=50, deadline=None)
+def test_the_next_day_is_the_first_with_a_time(rule: str, days: int) -> None:
+    parsed = parse_rrule(rule, START)
+    day = (START + timedelta(days=days)).date()
+    last = day + timedelta(days=800)
+    found = parsed.next_day(day, last)
+    walls = parsed.between(
+        datetime(day.year, day.month, day.day),  # noqa: DTZ001 - a wall time
+        datetime(last.year, last.month, last.day, 23, 59, 59),  # noqa: DTZ001 - a wall time
+    )
+    first = next(walls, None)
+    assert found == (first.date() if first else None)
+
+
+def test_slots_of_a_rule_follow_the_zone() -> None:
+    spec = Spec(
+        RruleRecurrence("FREQ=MONTHLY;BYDAY=MO,TU,WE,TH,FR;BYSETPOS=-1;BYHOUR=9;BYMINUTE=0"),
+        ONCE_A_DAY,
+        "Europe/Berlin",
+        start_time=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+    found = Slots(spec).between(datetime(2026, 2, 1, tzinfo=UTC), datetime(2026, 6, 1, tzinfo=UTC))
+    assert [each.time for each in found] == [
+        datetime(2026, 2, 27, 8, tzinfo=UTC),
+        datetime(2026, 3, 31, 7, tzinfo=UTC),
+        datetime(2026, 4, 30, 7, tzinfo=UTC),
+        datetime(2026, 5, 29, 7, tzinfo=UTC),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rule", "sentence"),
+    [
+        ("", "not of the form"),
+        ("FREQ", "not of the form"),
+        ("INTERVAL=2", "FREQ is required"),
+        ("FREQ=HOURLY", "FREQ 'HOURLY' is not one of"),
+        ("FREQ=DAILY;FREQ=DAILY", "given twice"),
+        ("FREQ=DAILY;UNTIL=20270101", "belongs into"),
+        ("FREQ=DAILY;BYWEEKNO=1", "BYWEEKNO is not supported"),
+        ("FREQ=DAILY;INTERVAL=0", "INTERVAL 0 is not within"),
+        ("FREQ=DAILY;COUNT=0", "COUNT 0 is not within"),
+        ("FREQ=DAILY;BYHOUR=24", "BYHOUR 24 is not within"),
+        ("FREQ=DAILY;BYHOUR=x", "BYHOUR 'X' is not a number"),
+        ("FREQ=MONTHLY;BYMONTHDAY=0", "BYMONTHDAY 0 is not within"),
+        ("FREQ=WEEKLY;BYDAY=1MO", "may be numbered"),
+        ("FREQ=WEEKLY;BYDAY=XX", "does not end in a weekday"),
+        ("FREQ=WEEKLY;BYMONTHDAY=1", "does not go with"),
+        ("FREQ=MONTHLY;BYYEARDAY=1", "goes with FREQ=YEARLY"),
+        ("FREQ=MONTHLY;BYSETPOS=1", "needs another BY part"),
+        ("FREQ=DAILY;WKST=XX", "WKST 'XX'"),
+    ],
+)
+def test_malformed_rules_are_refused_with_a_sentence(rule: str, sentence: str) -> None:
+    with pytest.raises(RruleError, match=sentence):
+        parse_rrule(rule, START)
+
+
+def test_a_rule_that_never_matches_ends_a_search() -> None:
+    rule = parse_rrule("FREQ=YEARLY;BYMONTH=2;BYMONTHDAY=30;COUNT=3", START)
+    assert list(rule.between(START, START + timedelta(days=3660))) == []
