@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,7 +17,14 @@ from services.runtime.errors import StartError
 from services.runtime.logs import start_logs
 from services.runtime.migrations import check_migrated, migrate
 from services.runtime.port import Listen
-from services.runtime.process import EXIT_INTERRUPTED, EXIT_START, run_server
+from services.runtime.process import (
+    EXIT_INTERRUPTED,
+    EXIT_START,
+    Name,
+    find,
+    name_of,
+    run_server,
+)
 from services.runtime.server import Application, serve
 from services.runtime.settings import (
     DatabaseSettings,
@@ -111,9 +117,8 @@ class _Main:
         self._package = package
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A spawned process does not run `python -m services.x` again, so what its __main__
-        # defines cannot be pickled as "__main__.compose": it is found by the module's own name.
-        return _load_main, (_name(self._settings_class), _name(self._compose), self._package)
+        parts = (name_of(self._settings_class), name_of(self._compose), self._package)
+        return _load_main, parts
 
     async def __call__(self, listen: Listen) -> None:
         """Serves at `listen` until the process is told to stop."""
@@ -133,20 +138,8 @@ class _Main:
                 )
 
 
-def _name(thing: Any) -> tuple[str, str]:
-    module = thing.__module__
-    if module == "__main__":
-        spec = sys.modules[module].__spec__
-        module = spec.name if spec is not None else module
-    return module, thing.__qualname__
-
-
-def _load_main(settings_class: tuple[str, str], compose: tuple[str, str], package: str) -> _Main:
-    return _Main(_find(settings_class), _find(compose), package)
-
-
-def _find(name: tuple[str, str]) -> Any:
-    return getattr(importlib.import_module(name[0]), name[1])
+def _load_main(settings_class: Name, compose: Name, package: str) -> _Main:
+    return _Main(find(settings_class), find(compose), package)
 
 
 def run_process(

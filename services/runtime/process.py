@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import multiprocessing
 import multiprocessing.connection
@@ -13,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from multiprocessing.context import SpawnProcess
-from types import FrameType
+from types import FrameType, FunctionType
 from typing import Any
 
 from services.runtime.errors import StartError
@@ -23,6 +24,8 @@ _log = logging.getLogger(__name__)
 
 #: A module-level coroutine function: it is imported anew in every spawned process.
 Main = Callable[[Listen], Coroutine[Any, Any, None]]
+#: Module and qualified name.
+Name = tuple[str, str]
 
 #: Exit codes: an operator's mistake, a child that died, Ctrl-C before there was anything to drain.
 EXIT_START, EXIT_CHILD_DIED, EXIT_INTERRUPTED = 2, 1, 130
@@ -58,7 +61,7 @@ def _run(main: Main, listen: Listen) -> int:
 def _supervise(main: Main, listen: Listen, processes: int, stop_seconds: float) -> int:
     spawn = multiprocessing.get_context("spawn")
     children = [
-        spawn.Process(target=_child, args=(main, listen), name=f"server-{index}")
+        spawn.Process(target=_child, args=(_portable(main), listen), name=f"server-{index}")
         for index in range(processes)
     ]
     stop = threading.Event()
@@ -108,7 +111,30 @@ def _join(children: list[SpawnProcess], seconds: float) -> None:
             child.join()
 
 
-def _child(main: Main, listen: Listen) -> None:
+def name_of(thing: Any) -> Name:
+    """Where to find a function or class in another process.
+
+    A spawned process does not run `python -m services.x` again, so what that __main__ defines
+    cannot be pickled as "__main__.main": it is found by the module's own name.
+    """
+    module = thing.__module__
+    if module == "__main__":
+        spec = sys.modules[module].__spec__
+        module = spec.name if spec is not None else module
+    return module, thing.__qualname__
+
+
+def find(name: Name) -> Any:
+    """What `name_of` named."""
+    return getattr(importlib.import_module(name[0]), name[1])
+
+
+def _portable(main: Main) -> Main | Name:
+    return name_of(main) if isinstance(main, FunctionType) else main
+
+
+def _child(portable: Main | Name, listen: Listen) -> None:
+    main: Main = find(portable) if isinstance(portable, tuple) else portable
     # Ctrl-C reaches the whole process group; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_stop_with_parent, name="parent-watch", daemon=True).start()

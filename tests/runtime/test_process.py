@@ -84,7 +84,9 @@ class Starter:
         self._database = database
         self.started: list[Notes] = []
 
-    async def __call__(self, *arguments: str, **changes: str) -> Notes:
+    async def __call__(
+        self, *arguments: str, program: str = "notes_server", **changes: str
+    ) -> Notes:
         environ = {
             "PATH": os.environ["PATH"],
             "PYTHONPATH": f"{ROOT}:{ROOT / 'clients' / 'python'}",
@@ -97,7 +99,7 @@ class Starter:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "tests.runtime.notes_server",
+            f"tests.runtime.{program}",
             *arguments,
             env=environ,
             cwd=ROOT,
@@ -208,6 +210,18 @@ async def test_when_one_process_dies_the_rest_stop_and_the_exit_code_says_so(
     assert await notes.ended() == 1
     assert "ended with code 9; stopping the others" in notes.log
     assert "and is killed" not in notes.log
+
+
+async def test_a_main_defined_in_the_program_itself_runs_in_spawned_processes(
+    start: Starter,
+) -> None:
+    bare = await start(program="bare_server")
+    await bare.listening()
+
+    bare.process.send_signal(signal.SIGTERM)
+
+    assert await bare.ended() == 0
+    assert "Traceback" not in bare.log
 
 
 async def test_children_end_when_their_parent_was_killed(start: Starter) -> None:
