@@ -7,7 +7,9 @@ import operator
 from collections import Counter
 from typing import Annotated, Any, TypedDict
 
+from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.tools import tool as langchain_tool
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
@@ -151,6 +153,34 @@ async def chats(state: Words) -> Words:
     return {"words": [(await model.ainvoke("hi")).text]}
 
 
+class Stranger(BaseChatModel):
+    """A model of another library."""
+
+    reports: bool = True
+
+    @property
+    def _llm_type(self) -> str:
+        return "stranger"
+
+    def _get_ls_params(self, stop: Any = None, **kwargs: Any) -> Any:
+        return {"ls_provider": "openai", "ls_model_name": "gpt-4o-mini", "ls_model_type": "chat"}
+
+    def _generate(self, messages: Any, *args: Any, **kwargs: Any) -> ChatResult:
+        HAPPENED["stranger"] += 1
+        usage = {"input_tokens": 7, "output_tokens": 2, "total_tokens": 9}
+        message = AIMessage(content="hi", usage_metadata=usage if self.reports else None)
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+async def meets(state: Words) -> Words:
+    return {"words": [(await Stranger().ainvoke("a")).text]}
+
+
+def meets_in_a_thread(state: Words) -> Words:
+    return {"words": [Stranger(reports=False).invoke("b").text]}
+
+
+strangers = _chain(meets, meets_in_a_thread)
 chatting = _chain(chats)
 noop = _chain(first, second)
 hold = _chain(first, held, second)

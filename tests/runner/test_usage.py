@@ -51,6 +51,27 @@ async def test_each_provider_call_is_one_settled_unit_and_one_event(
     assert text == "one two three"
 
 
+async def test_models_of_other_libraries_are_metered_too(
+    fleet: Fleet, catalogue: Catalogue, graphs: Any
+) -> None:
+    paid = await fleet.start("strangers")
+    unpaid = await fleet.start("strangers", await fleet.grant(account_id=None))
+    async with running(fleet, catalogue) as runner:
+        assert (await runner.finished(paid)).state == "SUCCEEDED"
+        assert (await runner.finished(unpaid)).state == "FAILED"
+
+    assert graphs.HAPPENED["stranger"] == 2
+    reported, silent = await _units(fleet)
+    assert (reported["node"], reported["estimated"]) == ("meets", False)
+    assert '"input_tokens": 7' in reported["actual"]
+    assert reported["cost_value"] > 0
+    assert (silent["node"], silent["state"], silent["estimated"]) == (
+        "meets_in_a_thread",
+        "SETTLED",
+        True,
+    )
+
+
 async def test_a_grant_without_an_account_pays_for_no_call(
     fleet: Fleet, catalogue: Catalogue, graphs: Any, provider: ProviderServer
 ) -> None:

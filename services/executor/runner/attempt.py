@@ -19,6 +19,7 @@ from cogni.graph.metering import metered_by
 from services.executor.runner.catalogue import Catalogue, CatalogueError
 from services.executor.runner.describing import AnyGraph
 from services.executor.runner.ending import Ending, Finished, HandedOver, Waiting, end
+from services.executor.runner.foreign import ForeignCalls
 from services.executor.runner.guard import Credentials, RunGuard
 from services.executor.runner.journal import (
     Holding,
@@ -202,7 +203,7 @@ class Attempt:
         )
         try:
             with metered_by(meter), guarded_by(self._guard), self._deadline(briefing.waited):
-                return await self._stream(briefing.answers)
+                return await self._stream(briefing.answers, ForeignCalls(meter))
         finally:
             meter.closed = True
 
@@ -218,7 +219,7 @@ class Attempt:
         finally:
             timer.cancel()
 
-    async def _stream(self, answers: dict[str, Any]) -> Ending:
+    async def _stream(self, answers: dict[str, Any], foreign: ForeignCalls) -> Ending:
         run = self.claim.run
         graph = await self._graph()
         config: RunnableConfig = {
@@ -228,6 +229,7 @@ class Attempt:
             "recursion_limit": run.options.max_steps,
             "configurable": {"thread_id": run.thread_id},
             "metadata": {"run_id": run.run_id},
+            "callbacks": [foreign],
         }
         begin: Start | Waiting = Start(run.input)
         if run.attempt > 1:
