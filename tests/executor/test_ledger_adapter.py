@@ -108,6 +108,7 @@ def _unit(books: Books) -> SettledUnit:
         provider="openai",
         tool="",
         invocation_id="",
+        provider_response_id="resp-1",
         counts={"input_tokens": 100, "output_tokens": 20, "cached_input_tokens": 60},
         cost=Amount("USD", Decimal("0.0042")),
         rework=False,

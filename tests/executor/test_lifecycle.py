@@ -213,7 +213,7 @@ def test_no_walk_of_any_kind_breaks_a_run(databases: Databases) -> None:
     )
     try:
         Lifecycle.TestCase.settings = settings(
-            max_examples=30,
+            max_examples=15,
             stateful_step_count=25,
             deadline=None,
             derandomize=True,

@@ -29,7 +29,7 @@ async def test_a_minted_token_says_what_the_attempt_may_do(world: World) -> None
         assert (caller.run.run_id, caller.run.epoch) == (attempt.run_id, attempt.epoch)
         assert (caller.run.grant_id, caller.run.account_id) == (grant_id, account_id)
         assert caller.run.connection_ids == (connection_id,)
-        assert caller.tenant_id == "acme"
+        assert (caller.tenant_id, caller.on_behalf_of) == ("acme", "alice")
         expire_time = minted.expire_time.ToDatetime(tzinfo=UTC)
         assert caller.run.expire_time == expire_time
         assert expire_time <= datetime.now(UTC) + LEASE

@@ -61,4 +61,5 @@ def _claims(grant: Grant, run_id: str, epoch: int, expire_time: datetime) -> Run
         connection_ids=grant.connection_ids,
         account_id=grant.account_id or "",
         expire_time=expire_time,
+        owner=grant.owner,
     )

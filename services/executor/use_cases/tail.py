@@ -69,7 +69,7 @@ class Tail:
         if reading is None:
             reading = asyncio.create_task(self._read(tenant_id, run_id, after_seq, limit_events))
             self._reads[key] = reading
-            reading.add_done_callback(lambda _: self._reads.pop(key, None))
+            reading.add_done_callback(lambda done: self._forget(key, done))
         # Shielded: a watcher that goes away must not cancel the read of the others.
         return await asyncio.shield(reading)
 
@@ -89,6 +89,14 @@ class Tail:
             newest = await events.newest(tx, list(self._followers))
         for run_id, seq in newest:
             self._tell(run_id, seq)
+
+    def _forget(
+        self, key: tuple[str, int], reading: asyncio.Task[list[events.StoredEvent]]
+    ) -> None:
+        del self._reads[key]
+        # Every watcher may have gone away meanwhile; nobody then wants to know of a failure.
+        if not reading.cancelled():
+            reading.exception()
 
     def _tell(self, run_id: str, seq: int) -> None:
         for follower in self._followers.get(run_id, ()):
