@@ -26,9 +26,9 @@ from services.runtime.drain import Drain, stream_drained
 from services.runtime.health import Health
 from services.runtime.loops import Loops
 from services.runtime.port import ListenError, reserve
-from services.runtime.settings import TelemetrySettings, TlsSettings
+from services.runtime.settings import SettingsError, TelemetrySettings, TlsSettings
 from services.runtime.telemetry import start_telemetry
-from services.runtime.tls import channel_credentials
+from services.runtime.tls import channel_credentials, server_credentials
 from tests.plugins.calls import feed, refusal_of, refused, watch
 from tests.plugins.identities import Identities
 from tests.plugins.pets import (
@@ -321,6 +321,7 @@ class Authority:
     """A certificate authority of one test."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
         self._folder = folder
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
@@ -357,7 +358,8 @@ class Authority:
 
 
 async def health_over(address: str, credentials: grpc.ChannelCredentials) -> int:
-    async with grpc.aio.secure_channel(address, credentials) as channel:
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.secure_channel(address, credentials, options=options) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=WAIT_SECONDS)
         return int(answer.status)
@@ -387,3 +389,41 @@ async def test_mutual_tls_admits_only_clients_with_a_certificate(
     with pytest.raises(grpc.aio.AioRpcError) as refusal:
         await health_over(served.address, nameless)
     assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_new_certificate_is_used_for_new_connections_without_a_restart(
+    serve_service: ServeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before, after = (Authority(tmp_path / name) for name in ("before", "after"))
+    certificate, key = before.issue("server")
+    new_certificate, new_key = after.issue("server")
+    served = await serve_service(
+        "ledger",
+        pet_application(UnbuiltPets()),
+        tls_cert_file=certificate,
+        tls_key_file=key,
+    )
+    old_trust = channel_credentials(TlsSettings(tls_ca_file=before.file))
+    new_trust = channel_credentials(TlsSettings(tls_ca_file=after.file))
+    assert old_trust is not None
+    assert new_trust is not None
+    assert await health_over(served.address, old_trust) == SERVING
+
+    certificate.write_bytes(new_certificate.read_bytes())
+    assert await health_over(served.address, old_trust) == SERVING
+    assert "stays in force" in caplog.text
+    key.write_bytes(new_key.read_bytes())
+
+    assert await health_over(served.address, new_trust) == SERVING
+
+
+@pytest.mark.parametrize("wrong", ["another's key", "no key"])
+def test_a_certificate_without_its_key_is_told_in_a_sentence(tmp_path: Path, wrong: str) -> None:
+    authority = Authority(tmp_path)
+    certificate, _ = authority.issue("server")
+    _, key = authority.issue("other")
+    if wrong == "no key":
+        key.write_text("nothing")
+
+    with pytest.raises(SettingsError, match="COGNI_TLS_KEY_FILE"):
+        server_credentials(TlsSettings(tls_cert_file=certificate, tls_key_file=key))
