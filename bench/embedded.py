@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -10,11 +11,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.processes import descendants
 from cogni.client import ClientSettings
 from services.standalone.postgres import EmbeddedPostgres
 
@@ -31,16 +33,42 @@ class Embedded:
     data_dir: Path
     ready_seconds: float
 
+    @property
+    def logs(self) -> Path:
+        """The folder with one log per process."""
+        return self.data_dir / "logs"
+
     def settings(self, tenant: str = "bench") -> ClientSettings:
         """Client settings with a token of this tenant and every scope."""
+        return ClientSettings.from_environment(self.environment(tenant))
+
+    def environment(self, tenant: str = "bench") -> dict[str, str]:
+        """What a client's environment holds: the addresses, and a token with every scope."""
         printed = subprocess.run(
             [*_standalone("env"), "--data-dir", str(self.data_dir), "--tenant", tenant],
             capture_output=True,
             text=True,
             check=True,
         ).stdout
-        found = dict(re.findall(r"export (\w+)='?([^'\n]+)'?", printed))
-        return ClientSettings.from_environment(found)
+        return dict(re.findall(r"export (\w+)='?([^'\n]+)'?", printed))
+
+    def pids(self, words: str) -> list[int]:
+        """The stack's processes, as they are now, with these words in their command line."""
+        found = []
+        for pid in descendants(self.process.pid):
+            with contextlib.suppress(OSError):
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if f"{words} " in f"{command} " and "launch.py" not in command:
+                    found.append(pid)
+        return found
+
+    def kill(self, words: str) -> list[int]:
+        """kill -9 of each of them; returns which they were."""
+        killed = self.pids(words)
+        for pid in killed:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return killed
 
 
 def _standalone(command: str) -> list[str]:
@@ -48,8 +76,14 @@ def _standalone(command: str) -> list[str]:
 
 
 @contextmanager
-def embedded(graphs: Path = GRAPHS) -> Iterator[Embedded]:
+def embedded(
+    graphs: Path = GRAPHS,
+    settings: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Embedded]:
     """Starts a stack, yields it when it is ready, stops it and deletes its data.
+
+    `settings` are those of its services and runner, `environment` is what its shell has besides.
 
     Raises RuntimeError with the stack's own words when it does not become ready.
     """
@@ -58,10 +92,14 @@ def embedded(graphs: Path = GRAPHS) -> Iterator[Embedded]:
     started = time.monotonic()
     with output.open("wb") as sink:
         process = subprocess.Popen(
-            [*_standalone("up"), "--data-dir", str(data_dir / "data"), "--graphs", str(graphs)],
+            [
+                *(*_standalone("up"), "--data-dir", str(data_dir / "data")),
+                *("--graphs", str(graphs)),
+                *(f"--set={name}={value}" for name, value in (settings or {}).items()),
+            ],
             stdout=sink,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "COLUMNS": "200"},
+            env={**os.environ, "COLUMNS": "200", **(environment or {})},
         )
     try:
         _wait_until_ready(process, data_dir / "data", output, started)

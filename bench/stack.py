@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench.embedded import embedded
 from bench.executor import create_grant
+from bench.processes import descendants
 from bench.report import Report
 from cogni.client import AsyncClient, ClientSettings
 
@@ -48,23 +49,6 @@ async def _one_run(settings: ClientSettings) -> None:
 def _tree_memory_mib(root: int) -> float:
     """Proportional set size of a process and everything below it; shared pages counted once."""
     return sum(_pss_kib(pid) for pid in descendants(root)) / KIB_PER_MIB
-
-
-def descendants(root: int) -> list[int]:
-    parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-            except OSError:
-                continue
-            parents.setdefault(int(fields[1]), []).append(int(entry.name))
-    found, waiting = [], [root]
-    while waiting:
-        pid = waiting.pop()
-        found.append(pid)
-        waiting += parents.get(pid, [])
-    return found
 
 
 def _pss_kib(pid: int) -> int:

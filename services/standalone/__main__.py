@@ -2,7 +2,7 @@
 
 import asyncio
 import shlex
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +15,7 @@ from services.standalone.console import Screen, program
 from services.standalone.datadir import DataDir
 from services.standalone.errors import StandaloneError
 from services.standalone.keys import now_utc
-from services.standalone.programs import SERVICES
+from services.standalone.programs import RUNNER_PREFIX, SERVICES
 from services.standalone.running import run_on
 from services.standalone.stack import Stack, StackOptions
 
@@ -35,6 +35,14 @@ GraphsOption = Annotated[
     Path | None,
     typer.Option(
         "--graphs", help="The langgraph.json to serve. Default: the one here, or the examples'."
+    ),
+]
+SettingOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="A COGNI_<SERVICE>_* or COGNI_RUNNER_* setting of the processes it names; repeat it.",
     ),
 ]
 SubjectOption = Annotated[str, typer.Option(help="Who the caller is (`sub`).")]
@@ -65,6 +73,7 @@ def up(
     ledger_port: Annotated[int | None, _port("ledger")] = None,
     postgres_port: Annotated[int | None, _port("postgres")] = None,
     redis_port: Annotated[int | None, _port("redis")] = None,
+    setting: SettingOption = None,
 ) -> None:
     """Start the whole stack and keep it running; Ctrl-C stops it."""
     asked = {
@@ -78,7 +87,10 @@ def up(
     ports = {name: port for name, port in asked.items() if port is not None}
     screen = Screen()
     screen.say(f"Starting Cogni on {data_dir}")
-    stack = Stack(StackOptions(data_dir, graphs or default_graphs(), ports), screen.report)
+    with _sentences():
+        settings = further_settings(setting or ())
+    options = StackOptions(data_dir, graphs or default_graphs(), ports, settings)
+    stack = Stack(options, screen.report)
 
     async def stay(stack: Stack) -> None:
         _welcome(screen, stack)
@@ -146,6 +158,21 @@ def default_source() -> Path:
     """This repository, or a feed that comes with the examples where there is no history."""
     root = EXAMPLES.parent
     return root if (root / ".git").exists() else EXAMPLES / "feed.atom"
+
+
+def further_settings(pairs: Sequence[str]) -> dict[str, str]:
+    """`NAME=VALUE` as settings; StandaloneError for what no process of the stack would read."""
+    prefixes = (RUNNER_PREFIX, *(f"COGNI_{service.upper()}_" for service in SERVICES))
+    found = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not separator or not name.startswith(prefixes):
+            raise StandaloneError(
+                f"--set {pair!r} sets nothing; write NAME=VALUE with a name that begins with one "
+                f"of {', '.join(prefixes)}."
+            )
+        found[name] = value
+    return found
 
 
 def _run(stack: Stack, work: Callable[[Stack], Awaitable[None]]) -> None:

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -182,23 +181,8 @@ async def _kill_at_random(stack: Embedded, dice: random.Random) -> None:
     while time.monotonic() < deadline:
         await asyncio.sleep(dice.uniform(*PAUSE_SECONDS))
         victim = dice.choice(VICTIMS)
-        for pid in _processes(stack.process.pid, victim):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        stack.kill(victim)
         sys.stdout.write(f"killed {victim}\n")
-
-
-def _processes(root: int, words: str) -> list[int]:
-    """The stack's processes with these words in their command line."""
-    from bench.stack import descendants
-
-    found = []
-    for pid in descendants(root):
-        with contextlib.suppress(OSError):
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-            if f"{words} " in f"{command} " and "launch.py" not in command:
-                found.append(pid)
-    return found
 
 
 async def _whole_log(client: AsyncClient, run_id: str) -> list[RunEvent]:
@@ -266,8 +250,7 @@ async def test_a_client_that_was_cut_off_reads_on_where_it_was(world: World) -> 
         async for event in client.watch_run(run.run_id):
             read.append(event)
             if len(read) == 3:
-                for pid in _processes(world.stack.process.pid, "services.executor"):
-                    os.kill(pid, signal.SIGKILL)
+                world.stack.kill("services.executor")
         request = WatchRunRequest(run_id=run.run_id)
         whole = [e async for batch in client.executor.WatchRun(request) for e in batch.events]
 
