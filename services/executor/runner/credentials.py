@@ -1,6 +1,7 @@
 """Leases credentials from Connections, under the run token, one invocation each."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,8 +17,9 @@ from cogni.graph.guarding import ToolDenied
 from cogni.graph.invocation import Credential
 from services.executor.runner.guard import Lease
 from services.executor.runner.journal import Holding, LeaseLostError
+from services.executor.runner.threads import in_thread
 from services.executor.runner.tokens import RunTokens
-from services.runtime.errors import PeerError
+from services.runtime.errors import ErrorKind, PeerError
 
 #: Fields that say where a credential goes rather than being one.
 _PUBLIC = frozenset(
@@ -25,13 +27,24 @@ _PUBLIC = frozenset(
     | {"service_url"}
 )
 _THREADS = 4
+#: How long nobody may answer before the tool is refused its credential; a restart takes seconds.
+_PATIENCE_SECONDS = 60.0
+_PAUSE_SECONDS_FIRST = 0.2
+_PAUSE_SECONDS_MAX = 2.0
+_UNANSWERED = frozenset({ErrorKind.UNAVAILABLE, ErrorKind.DEADLINE_EXCEEDED})
 
 
 class LeasedCredentials:
     """Knows which connection is which provider's from the leases it has got."""
 
-    def __init__(self, channel: Callable[[], grpc.Channel], tokens: RunTokens) -> None:
+    def __init__(
+        self,
+        channel: Callable[[], grpc.Channel],
+        tokens: RunTokens,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._channel = channel
+        self._clock = clock
         self._tokens = tokens
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="credentials")
         self._stub: ConnectionsServiceStub | None = None
@@ -68,16 +81,33 @@ class LeasedCredentials:
         request = LeaseCredentialRequest(
             connection_id=connection_id, invocation_id=invocation_id, tool=tool
         )
-        loop = asyncio.get_running_loop()
         try:
-            token = await self._tokens.token(holding)
-            return await loop.run_in_executor(self._threads, self._call, request, token)
+            return await self._answered(holding, request)
         except PeerError as error:
             if error.reason in ("LEASE_LOST", "RUN_LEASES_REVOKED"):
                 raise LeaseLostError(holding.run_id) from None
             raise ToolDenied(
                 f"No credential for {tool!r}: {error.message} ({error.reason or error.kind})"
             ) from None
+
+    async def _answered(
+        self, holding: Holding, request: LeaseCredentialRequest
+    ) -> LeaseCredentialResponse:
+        """Ask until somebody answers: a server that restarts denies nothing.
+
+        Repeating is safe, since a lease belongs to its invocation. Raises PeerError.
+        """
+        began = self._clock()
+        pause = _PAUSE_SECONDS_FIRST
+        while True:
+            try:
+                token = await self._tokens.token(holding)
+                return await in_thread(self._threads, self._call, request, token)
+            except PeerError as error:
+                if error.kind not in _UNANSWERED or self._clock() - began > _PATIENCE_SECONDS:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _PAUSE_SECONDS_MAX)
 
     def _call(self, request: LeaseCredentialRequest, token: str) -> LeaseCredentialResponse:
         if self._stub is None:

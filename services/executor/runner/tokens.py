@@ -1,6 +1,5 @@
 """Run tokens: fetched from the Executor server in threads, kept for as long as they work."""
 
-import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import grpc
 from cogni.executor.v1.runner_service_pb2 import MintRunTokenRequest
 from cogni.executor.v1.runner_service_pb2_grpc import RunnerServiceStub
 from services.executor.runner.journal import Holding
+from services.executor.runner.threads import in_thread
 from services.runtime.channels import acting_for
 
 #: A token that ends sooner is not used for another call.
@@ -46,8 +46,7 @@ class RunTokens:
         key = (holding.run_id, holding.epoch)
         kept = self._kept.get(key)
         if kept is None or kept.expire_time - self._clock() < _REST_SECONDS_MIN:
-            loop = asyncio.get_running_loop()
-            kept = await loop.run_in_executor(self._threads, self._mint, holding)
+            kept = await in_thread(self._threads, self._mint, holding)
             self._kept[key] = kept
             while len(self._kept) > _KEPT_MAX:
                 self._kept.popitem(last=False)
