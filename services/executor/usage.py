@@ -50,6 +50,8 @@ class SettledUnit:
     rework: bool
     estimated: bool
     occur_time: datetime
+    #: The W3C traceparent of its run, None when the run was started without tracing.
+    traceparent: str | None = None
 
     def disjoint_counts(self) -> dict[str, int]:
         """Return the tokens with each under exactly one kind, as the Ledger wants them.

@@ -73,7 +73,7 @@ async def run(listen: Listen) -> None:
         verifier = TokenVerifier.from_settings(settings, _SCHEMA)
     except SettingsError as error:
         raise StartError(str(error)) from error
-    telemetry = start_telemetry(settings, f"cogni-{_SCHEMA}")
+    telemetry = start_telemetry(settings, _SCHEMA)
     url = settings.database_url.get_secret_value()
     database = Database.open(
         url, _SCHEMA, application_name=f"cogni-{_SCHEMA}", limits=_limits(settings)

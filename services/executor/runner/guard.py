@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from langchain_core.messages import ToolMessage
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.errors import GraphBubbleUp
+from opentelemetry import trace
 
 from cogni.executor.v1.run_event_pb2 import ToolFinished
 from cogni.executor.v1.run_pb2 import RunError as RunErrorMessage
@@ -32,6 +33,8 @@ from services.executor.store.invocations import Requested
 from services.runtime.database import Database
 from services.runtime.ids import derive_id, new_id
 from services.runtime.jsonvalues import canonical_json
+
+_tracer = trace.get_tracer("cogni.runner")
 
 #: An outcome that is larger is not kept; a repeated execution then asks a person.
 RESULT_BYTES_MAX = 4 * 1024 * 1024
@@ -63,6 +66,15 @@ class Credentials(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class _UnderWay:
+    """An invocation that was sent and has no outcome yet."""
+
+    requested: Requested
+    admission: Admitted
+    span: trace.Span
+
+
 class RunGuard:
     """The `cogni.graph.guarding.Guard` of one attempt."""
 
@@ -83,7 +95,7 @@ class RunGuard:
         self._scrubber = scrubber
         self._ordinals: Counter[tuple[str, int, str]] = Counter()
         self._dealt_with: set[str] = set()
-        self._under_way: dict[str, tuple[Requested, Admission]] = {}
+        self._under_way: dict[str, _UnderWay] = {}
         self._serde = JsonPlusSerializer()
         self.closed = False
         self.loop = asyncio.get_running_loop()
@@ -112,7 +124,9 @@ class RunGuard:
 
     async def finished(self, invocation: Invocation, outcome: Any) -> Any:
         """Record what the tool returned, without credentials, and return that."""
-        requested, admission = self._under_way.pop(invocation.invocation_id)
+        under_way = self._under_way.pop(invocation.invocation_id)
+        requested, admission = under_way.requested, under_way.admission
+        under_way.span.end()
         clean = self._scrubber.value(outcome)
         keep = requested.effect is not ToolEffect.NONE
         act = store.finish(
@@ -129,7 +143,9 @@ class RunGuard:
 
     async def failed(self, invocation: Invocation, failure: BaseException) -> BaseException:
         """Record how the tool failed, and return what to raise, without credentials."""
-        requested, admission = self._under_way.pop(invocation.invocation_id)
+        under_way = self._under_way.pop(invocation.invocation_id)
+        requested, admission = under_way.requested, under_way.admission
+        _end_failed(under_way.span, failure)
         clean = self._scrubber.failure(failure)
         if isinstance(clean, asyncio.CancelledError | GraphBubbleUp) or not isinstance(
             clean, Exception
@@ -184,8 +200,14 @@ class RunGuard:
 
     async def _send(self, requested: Requested, admission: Admitted) -> Invocation:
         connection_id, credential = None, None
+        span = _span(requested)
         if requested.provider is not None:
-            lease = await self._lease(requested, admission)
+            try:
+                with trace.use_span(span, record_exception=False, set_status_on_exception=False):
+                    lease = await self._lease(requested, admission)
+            except BaseException as failure:
+                _end_failed(span, failure)
+                raise
             connection_id, credential = lease.connection_id, lease.credential
         # Durable before the tool runs: whoever finds the row SENT without an outcome knows that
         # the effect may have happened.
@@ -193,7 +215,7 @@ class RunGuard:
             self._holding,
             acts=[store.send(requested.invocation_id, requested.attempt, connection_id)],
         )
-        self._under_way[requested.invocation_id] = (requested, admission)
+        self._under_way[requested.invocation_id] = _UnderWay(requested, admission, span)
         return Invocation(requested.invocation_id, credential)
 
     async def _lease(self, requested: Requested, admission: Admitted) -> Lease:
@@ -286,6 +308,26 @@ class RunGuard:
                 content=str(outcome), name=request.tool.name, tool_call_id=request.tool_call_id
             )
         return outcome
+
+
+def _span(requested: Requested) -> trace.Span:
+    """A span by OpenTelemetry's GenAI conventions; it holds no argument and no outcome."""
+    return _tracer.start_span(
+        f"execute_tool {requested.tool}",
+        attributes={
+            "gen_ai.operation.name": "execute_tool",
+            "gen_ai.tool.name": requested.tool,
+            "cogni.invocation_id": requested.invocation_id,
+            "cogni.run_id": requested.run_id,
+        },
+    )
+
+
+def _end_failed(span: trace.Span, failure: BaseException) -> None:
+    """End the span with the failure's type alone: its text may quote a provider's answer."""
+    span.set_attribute("error.type", type(failure).__qualname__)
+    span.set_status(trace.StatusCode.ERROR)
+    span.end()
 
 
 def _content(outcome: Any) -> Any:

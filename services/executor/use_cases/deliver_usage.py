@@ -4,16 +4,21 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Protocol
+
+from opentelemetry import trace
 
 from services.executor.adapters.ledger import Recording
 from services.executor.store import billing, usage
 from services.executor.usage import Closing, RecordProblem, SettledUnit
 from services.runtime.database import Database
 from services.runtime.errors import ErrorKind, PeerError
+from services.runtime.telemetry import continued, extract
 
 _log = logging.getLogger(__name__)
+_tracer = trace.get_tracer("cogni.executor")
 
 _ROUND_SECONDS = 1.0
 _BATCH_UNITS = 500
@@ -89,7 +94,8 @@ class UsageDelivery:
 
     async def _deliver(self, tenant_id: str, units: list[SettledUnit]) -> None:
         try:
-            answers = await self._ledger.record(tenant_id, units)
+            with _traced(units):
+                answers = await self._ledger.record(tenant_id, units)
         except PeerError as error:
             _log.warning("the Ledger did not record usage of %s: %s", tenant_id, error)
             async with self._database.raw_jobs() as tx:
@@ -112,3 +118,24 @@ class UsageDelivery:
             _log.error("the Ledger holds other charges under these call ids: %s", conflicting)
         if rejected:
             _log.error("the Ledger rejects these usage units: %s", rejected)
+
+
+def _traced(units: Sequence[SettledUnit]) -> AbstractContextManager[trace.Span]:
+    """A span in the trace of the units' run; of several runs it is a trace with links to each."""
+    carriers = {unit.traceparent for unit in units if unit.traceparent}
+    attributes = {"cogni.units": len(units)}
+    if len(carriers) == 1:
+        carrier = {"traceparent": carriers.pop()}
+        kind = trace.SpanKind.INTERNAL
+        return continued(_tracer, "deliver usage", carrier, kind=kind, attributes=attributes)
+    spans = [
+        trace.get_current_span(extract({"traceparent": carrier})).get_span_context()
+        for carrier in sorted(carriers)
+    ]
+    return _tracer.start_as_current_span(
+        "deliver usage",
+        attributes=attributes,
+        links=[trace.Link(span) for span in spans],
+        record_exception=False,
+        set_status_on_exception=False,
+    )
