@@ -143,3 +143,18 @@ async def test_correcting_needs_an_administrator(ledger: Ledger) -> None:
     refusal = await refused(writer.CorrectEntry(correcting(1)))
 
     assert refusal.reason == "SCOPE_MISSING"
+
+
+async def test_corrections_of_one_entry_in_one_batch_count_the_earlier_ones_once(
+    ledger: Ledger,
+) -> None:
+    account_id = await ledger.account("10")
+    charge = (await record(ledger.executor(), unit(account_id, "4")))[0].charge
+    await ledger.stub().CorrectEntry(correcting(charge.sequence, "1"))
+
+    # Sent together they wait for one another and are posted as one batch.
+    await asyncio.gather(
+        *(ledger.stub().CorrectEntry(correcting(charge.sequence, "1")) for _ in range(3))
+    )
+
+    assert (await ledger.balance(account_id)).balance.value == "10"

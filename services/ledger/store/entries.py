@@ -154,7 +154,8 @@ async def corrected(
     """Return, for corrected entries, the first correction's sequence and the sum given back."""
     if not places:
         return {}
-    tenants, sequences = zip(*places, strict=True)
+    # Each place once: a place that two corrections of a batch name would be summed twice.
+    tenants, sequences = zip(*set(places), strict=True)
     rows = await tx.fetch(_CORRECTIONS, tenants, sequences)
     return {(row[0], row[1]): (row[2], int(row[3])) for row in rows}
 
