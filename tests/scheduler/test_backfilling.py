@@ -9,7 +9,6 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from conftest import ALICE
 
 from cogni.type.v1.amount_pb2 import Amount
 from services.runtime.errors import ServiceError
@@ -17,13 +16,14 @@ from services.runtime.ids import new_id
 from services.scheduler.backfills import BackfillOrder, BackfillState, CostCap
 from services.scheduler.schedules import OverlapPolicy
 from services.scheduler.slot_records import SlotOrigin, SlotReason, SlotState
+from tests.scheduler.world import ALICE, EVERY_MINUTE
 
 MINUTE = timedelta(minutes=1)
 
 
 async def _schedule(world: Any, **fields: Any) -> tuple[Any, datetime]:
     """A schedule that fires each minute, and the whole minute now."""
-    schedule = await world.create(**fields)
+    schedule = await world.create(EVERY_MINUTE, **fields)
     return schedule, (await world.now()).replace(second=0, microsecond=0)
 
 
@@ -120,13 +120,13 @@ async def test_backfills_that_race_start_each_slot_once(world: Any) -> None:
 
 async def test_the_pace_is_kept(world: Any) -> None:
     schedule, now = await _schedule(world)
-    backfill = await _start(world, _order(schedule, now, 5, starts_per_minute=2))
+    backfill = await _start(world, _order(schedule, now, 5, starts_per_minute=1))
     for started in (1, 2, 3):
         for _ in range(3):
             await world.stepper.step_due()
         found = await world.backfills.get(ALICE, backfill.backfill_id)
         assert found.done_count == started
-        await world.pass_time(timedelta(seconds=31))
+        await world.pass_time(timedelta(seconds=61))
 
 
 async def test_unfinished_runs_are_bounded(world: Any) -> None:

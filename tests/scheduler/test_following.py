@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
+
+import pytest
 
 from services.runtime.ids import new_id
 from services.scheduler.schedules import ScheduleState, StateReason
 from services.scheduler.slot_records import SlotReason, SlotState
 from services.scheduler.store import streams
+from services.scheduler.use_cases import following
 from services.scheduler.use_cases.following import LEASE, followers
 
 
@@ -71,7 +75,10 @@ async def test_cursor_and_effects_commit_together(world: Any) -> None:
         assert await streams.take(tx, "runs", usurper, LEASE) == ""
 
 
-async def test_a_stream_has_one_follower_at_a_time(world: Any) -> None:
+async def test_a_stream_has_one_follower_at_a_time(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "LEASE", timedelta(hours=1))
     first = world.followers["runs"]
     second = followers(world.db, world.client, lambda: None)["runs"]
     assert await first._take() == ""

