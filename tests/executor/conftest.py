@@ -46,9 +46,18 @@ from tests.plugins.serving import Served, ServeService
 
 GRAPH = "digest"
 SCOPES = ("runs:read", "runs:write", "grants:read", "grants:write", "audit:read")
-LEASE = timedelta(seconds=30)
-# As many as a server has by default, and time for a machine that does other things too.
-LIMITS = DatabaseLimits(raw_connections_max=10, wait_for_connection=timedelta(seconds=30))
+# So long that no slow machine outlives it; tests that want it to end move the clock.
+LEASE = timedelta(minutes=10)
+# As many connections as a server has by default, and patience for a machine that is busy.
+PATIENCE = timedelta(seconds=60)
+LIMITS = DatabaseLimits(
+    raw_connections_max=10,
+    wait_for_connection=PATIENCE,
+    connect=PATIENCE,
+    statement=PATIENCE,
+    lock=PATIENCE,
+    idle_in_transaction=PATIENCE,
+)
 
 
 @dataclass
@@ -276,7 +285,12 @@ async def _world(
     whole = application(around, start_telemetry(TelemetrySettings(), "tests"))
     kept = {name: loop for name, loop in whole.loops.items() if loops is None or name in loops}
     served_application = replace(whole, loops=kept)
-    served = await serve_service("executor", served_application, drain=drain)
+    served = await serve_service(
+        "executor",
+        served_application,
+        drain=drain,
+        default_deadline_seconds=PATIENCE.total_seconds(),
+    )
     return World(
         db, served, served_application, identities, ledger, resources, drain, hints, revocations
     )

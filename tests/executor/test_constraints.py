@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import Any
@@ -129,12 +128,9 @@ def test_globs_match_as_those_of_the_standard_library(pattern: str, text: str) -
     assert (Glob(pattern).breach(text) is None) == fnmatchcase(text, pattern)
 
 
-def test_a_hostile_glob_takes_no_time() -> None:
-    begin = time.monotonic()
-
+def test_a_hostile_glob_comes_to_an_end() -> None:
+    # One that tried combinations would not come back before the test's timeout.
     assert Glob("*a" * 400 + "b").breach("a" * 200_000)
-
-    assert time.monotonic() - begin < 5
 
 
 def test_permissions_survive_their_storage() -> None:

@@ -119,7 +119,7 @@ async def _seqs(world: World, run_id: str) -> list[int]:
 
 async def _until_somebody_waits(world: World) -> None:
     waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while True:
             async with world.database.raw_jobs() as tx:
                 if await tx.fetchval(waiting):

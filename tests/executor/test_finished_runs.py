@@ -12,7 +12,7 @@ from services.runtime.ids import new_id
 from tests.executor.conftest import World, start_request
 from tests.plugins.calls import refused
 
-DEADLINE_SECONDS = 10
+DEADLINE_SECONDS = 60
 
 
 async def test_a_replay_is_a_new_run_on_a_new_thread_that_names_the_run_it_repeats(

@@ -30,7 +30,7 @@ async def test_a_started_run_is_queued_with_its_first_event_and_its_wake_up(worl
     assert dict(run.labels) == {"team": "a"}
     assert run.input["depth"] == 3
     assert await world.run(run.run_id) == _with_usage(run)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert await world.hints.get() == run.run_id
 
 
