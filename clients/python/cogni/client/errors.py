@@ -130,6 +130,10 @@ def from_rpc_error(error: grpc.RpcError) -> CogniError:
     message = error.details() or code.name
     status = _status_of(error)
     if status is None:
+        # A server that stops answers the calls in its queue with a bare CANCELLED; what this side
+        # cancels says so itself.
+        if kind is Cancelled and not message.startswith("Locally cancelled"):
+            return Unavailable(f"the server cancelled the call ({message})", code=code)
         if kind is Unavailable:
             message = (
                 f"no Cogni server answers there; is it running, is the address right? ({message})"
