@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from services.runtime.errors import ServiceError
 from services.runtime.ids import new_id
-from services.scheduler.schedules import ScheduleState, StateReason
+from services.scheduler.schedules import ScheduleState, Settings, StateReason
 from services.scheduler.slot_records import SlotReason, SlotState
 from services.scheduler.store import streams
 from services.scheduler.use_cases import following
 from services.scheduler.use_cases.following import LEASE, followers
+from tests.scheduler.world import ALICE
 
 
 async def test_a_revoked_grant_stops_its_schedules_and_what_waits(world: Any) -> None:
@@ -40,6 +43,32 @@ async def test_a_revoked_grant_stops_its_schedules_and_what_waits(world: Any) ->
     assert (await world.get(other)).state is ScheduleState.ACTIVE
     await world.deliver()
     assert len(world.executor.runs) == 1
+
+
+async def test_a_schedule_whose_grant_ended_can_be_renamed_and_given_another(world: Any) -> None:
+    grant_id = world.executor.grant()
+    schedule = await world.create(grant_id=grant_id)
+    await world.executor.revoke(grant_id)
+    await world.hear("grants")
+
+    def rename(old: Settings) -> Settings:
+        return replace(old, display_name="renamed")
+
+    renamed = await world.schedules.update(ALICE, schedule.schedule_id, "", rename)
+    assert renamed.settings.display_name == "renamed"
+    with pytest.raises(ServiceError) as refused:
+        await world.schedules.unpause(ALICE, schedule.schedule_id, "", None)
+    assert refused.value.reason == "GRANT_UNUSABLE"
+
+    another = world.executor.grant()
+    await world.schedules.update(
+        ALICE,
+        schedule.schedule_id,
+        "",
+        lambda old: replace(old, run=replace(old.run, grant_id=another)),
+    )
+    unpaused = await world.schedules.unpause(ALICE, schedule.schedule_id, "", None)
+    assert unpaused.state is ScheduleState.ACTIVE
 
 
 async def test_a_revocation_that_comes_before_the_word_of_it_refuses_the_start(world: Any) -> None:

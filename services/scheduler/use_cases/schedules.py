@@ -64,12 +64,13 @@ class Schedules:
         schedule_id = new_id()
         await self._check_grant(caller.tenant_id, settings.run, caller.owner)
         async with self._database.tenant(caller.tenant_id) as tx:
+            moment = await schedules.now(tx)
+        # Between transactions: a spec full of exclusions takes longer than one may idle.
+        following = await _following(settings.spec, jitter_share(schedule_id), moment)
+        async with self._database.tenant(caller.tenant_id) as tx:
             if await schedules.count_kept(tx, SCHEDULES_MAX) >= SCHEDULES_MAX:
                 raise limit(caller.tenant_id, f"A tenant has at most {SCHEDULES_MAX} schedules.")
             await _check_not_ended(tx, settings.run)
-            moment = await schedules.now(tx)
-            share = jitter_share(schedule_id)
-            following = await _following(settings.spec, share, moment)
             created = await schedules.insert(
                 tx,
                 schedule_id=schedule_id,
@@ -140,7 +141,8 @@ class Schedules:
             check_not_deleted(locked)
             check_etag(locked, etag)
             new = change(locked.settings)
-            await _check_not_ended(tx, new.run)
+            if new.run != locked.settings.run:
+                await _check_not_ended(tx, new.run)
             await self._apply(tx, locked, new)
             await notify(tx, changes.DUE_CHANNEL)
             return await _existing(tx, schedule_id)
