@@ -16,7 +16,8 @@ from services.standalone.postgres import EmbeddedPostgres
 from services.standalone.redis import EmbeddedRedis
 
 STOP_SECONDS: Final = 15.0
-START_SECONDS: Final = 60.0
+#: Ten times what an idle machine with two cores needs.
+START_SECONDS: Final = 120.0
 
 
 class Stage(enum.IntEnum):

@@ -21,10 +21,11 @@ _STYLES = {
 
 def program(name: str) -> str:
     """What to type here to run a program of our environment, `python` or `cogni`."""
-    ours = Path(sys.executable).with_name(name)
-    found = shutil.which(name)
+    python = Path(sys.executable)
+    ours = python if name == "python" else python.with_name(name)
+    found = shutil.which(ours.name)
     if found is not None and Path(found) == ours:
-        return name
+        return ours.name
     try:
         return str(ours.relative_to(Path.cwd()))
     except ValueError:

@@ -43,7 +43,7 @@ class Reports:
         return [text for said, text in self.said if said == kind]
 
     async def until(self, kind: str, count: int = 1) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(self.of(kind)) < count:
                 self._changed.clear()
                 await self._changed.wait()
@@ -82,7 +82,7 @@ async def supervise(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Sup
 
     async def open_one(**options: object) -> Supervised:
         reports = Reports()
-        supervisor = Supervisor(reports, **{"policy": QUICK, "stop_seconds": 5.0, **options})  # type: ignore[arg-type]
+        supervisor = Supervisor(reports, **{"policy": QUICK, "stop_seconds": 20.0, **options})  # type: ignore[arg-type]
         opened.append(supervisor)
         return Supervised(supervisor, reports, tmp_path)
 

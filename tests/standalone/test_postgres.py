@@ -148,7 +148,7 @@ def test_the_server_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     os.kill(parent, signal.SIGKILL)
     os.waitpid(parent, 0)
 
-    assert ended(descriptor, seconds=10)
+    assert ended(descriptor, seconds=30)
     EmbeddedPostgres(tmp_path / "data", durable=False).destroy()
 
 

@@ -14,7 +14,7 @@ from cogni.ledger.v1.usage_pb2 import Charge
 from services.standalone.console import Screen
 from services.standalone.errors import StandaloneError
 
-SETTLE_SECONDS: Final = 15.0
+SETTLE_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.1
 
 

@@ -22,9 +22,9 @@ from services.standalone.demo.tenant import Tenant
 from services.standalone.errors import StandaloneError
 from services.standalone.stack import Stack
 
-WAIT_SECONDS: Final = 20.0
+WAIT_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.1
-RUN_SECONDS: Final = 60.0
+RUN_SECONDS: Final = 120.0
 #: Long enough to kill the runner in, short enough to watch.
 COOL_OFF_SECONDS: Final = 2.0
 CHANGES_READ: Final = 5
