@@ -11,7 +11,9 @@ from functools import partial
 
 from cogni.connections.v1 import connections_service_pb2_grpc as stubs
 from services.connections.access import ACCESS
+from services.connections.adapters.callback_pages import serve_pages
 from services.connections.adapters.egress import Egress, EgressLimits
+from services.connections.callback import Callback
 from services.connections.egress_rules import EgressRules
 from services.connections.keyring import KeyEncryption
 from services.connections.providers.catalogue import Catalogue, built_in
@@ -145,26 +147,57 @@ async def _rotate(rotations: KeyRotations) -> None:
 async def open_application(process: Process[ConnectionsSettings]) -> AsyncIterator[Application]:
     """What one server process serves, from its settings, closed at the end."""
     settings = process.settings
-    database = Database.open(
-        settings.database_url.get_secret_value(),
-        ConnectionsSettings.service,
-        application_name="cogni-connections",
-        limits=DatabaseLimits.of(settings),
-    )
+    database = _open_database(settings)
     parts = compose(
-        database,
-        key_ring(settings),
-        Choices(
-            egress_rules=EgressRules.parse(settings.egress_allow),
-            provider_timeout=timedelta(seconds=settings.provider_timeout_seconds),
-            operator_tenant=settings.operator_tenant,
-            redirects=redirects(settings),
-        ),
-        process.drain,
-        catalogue=Catalogue(built_in(oauth_clients(settings), github_keys(settings))),
+        database, key_ring(settings), _choices(settings), process.drain, catalogue=_known(settings)
     )
     try:
         yield parts.application
     finally:
         await parts.close()
         await database.close()
+
+
+async def serve_callback(process: Process[ConnectionsSettings]) -> None:
+    """The callback process: completes authorizations until it is told to stop."""
+    settings = process.settings
+    choices = _choices(settings)
+    database = _open_database(settings)
+    egress = Egress(choices.egress_rules, limits=EgressLimits(total=choices.provider_timeout))
+    completes = Authorizations(
+        database,
+        Vault(key_ring(settings)),
+        _known(settings),
+        egress,
+        choices.egress_rules,
+        choices.redirects,
+    )
+    host, _, port = settings.callback_listen.rpartition(":")
+    try:
+        await database.check()
+        await serve_pages(Callback(completes), host.strip("[]"), int(port), process.drain)
+    finally:
+        await egress.close()
+        await database.close()
+
+
+def _open_database(settings: ConnectionsSettings) -> Database:
+    return Database.open(
+        settings.database_url.get_secret_value(),
+        settings.service,
+        application_name="cogni-connections",
+        limits=DatabaseLimits.of(settings),
+    )
+
+
+def _choices(settings: ConnectionsSettings) -> Choices:
+    return Choices(
+        egress_rules=EgressRules.parse(settings.egress_allow),
+        provider_timeout=timedelta(seconds=settings.provider_timeout_seconds),
+        operator_tenant=settings.operator_tenant,
+        redirects=redirects(settings),
+    )
+
+
+def _known(settings: ConnectionsSettings) -> Catalogue:
+    return Catalogue(built_in(oauth_clients(settings), github_keys(settings)))

@@ -33,13 +33,11 @@ class ConnectionsSettings(ServiceProcessSettings):
     provider_timeout_seconds: float = own(
         10.0, "The longest that one call to a provider may take.", gt=0, le=60
     )
-
     operator_tenant: str = own(
         "",
         "The tenant whose administrators rotate the deployment's keys; unset, every tenant's may.",
         pattern=r"([a-z0-9][a-z0-9-]{0,62})?",
     )
-
     oauth_clients: SecretStr | None = own(
         None,
         'The OAuth clients you registered: {"twitter": {"client_id": "…", "client_secret": "…"}, '
@@ -53,6 +51,11 @@ class ConnectionsSettings(ServiceProcessSettings):
         "Public URL of the callback process (python -m services.connections callback), as it is "
         "registered at the providers; unset, callers bring a redirect URI of their own.",
         pattern=r"(https?://.+)?",
+    )
+    callback_listen: str = own(
+        "127.0.0.1:8470",
+        "host:port on which the callback process listens; put TLS in front of it.",
+        pattern=r"(\[[0-9A-Fa-f:]+\]|[^:\s]+):[0-9]{1,5}",
     )
     redirect_uris: str = own(
         "", "Redirect URIs that callers may use instead, exact and separated by commas."

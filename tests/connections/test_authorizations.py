@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
@@ -9,10 +11,13 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import httpx
 import pytest
 
+from services.connections.adapters.callback_pages import Pages
 from services.connections.adapters.egress import Egress, EgressLimits
 from services.connections.authorization import BeginWanted
+from services.connections.callback import Callback
 from services.connections.connection import Connection, State, StateReason
 from services.connections.connection_requests import NewConnectionWanted
 from services.connections.credential import BearerCredential
@@ -111,7 +116,11 @@ async def office(
     egress = Egress(rules, limits=EgressLimits(total=timedelta(seconds=1)))
     vault, catalogue = Vault(key_ring), Catalogue()
     sessions = Sessions(db, vault, catalogue, egress)
-    redirects = Redirects(CALLBACK, frozenset({"https://ui.example.com/cb"}))
+    redirects = Redirects(
+        CALLBACK,
+        frozenset({"https://ui.example.com/cb"}),
+        frozenset({"https://ui.example.com/done"}),
+    )
     yield Office(
         db,
         Authorizations(db, vault, catalogue, egress, rules, redirects),
@@ -295,3 +304,71 @@ async def test_a_slow_provider_is_cut_off_and_the_try_remembered(
     assert await reason_of(office.lease(made)) == "CREDENTIAL_REJECTED"
 
     assert await office.state_of(made) == (State.NEEDS_REAUTH, StateReason.LOST_ROTATION)
+
+
+@pytest.fixture
+async def pages(office: Office) -> AsyncIterator[str]:
+    """The callback process's address."""
+    served = Pages(Callback(office.authorizations))
+    server = await asyncio.start_server(served.serve, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_the_callback_completes_and_sends_the_person_on(office: Office, pages: str) -> None:
+    wanted = office.wanted(return_uri="https://ui.example.com/done")
+    state, code = await office.send_there(user(), wanted)
+    async with httpx.AsyncClient() as browser:
+        answer = await browser.get(f"{pages}/callback", params={"state": state, "code": code})
+        again = await browser.get(f"{pages}/callback", params={"state": state, "code": code})
+    assert answer.status_code == 303
+    assert answer.headers["location"].startswith("https://ui.example.com/done?connection_id=")
+    assert answer.headers["referrer-policy"] == "no-referrer"
+    assert again.headers["location"].endswith("?error=AUTHORIZATION_INVALID")
+    connection_id = answer.headers["location"].rpartition("=")[2]
+    assert (await office.connections.get(user(), connection_id)).owner == "ann"
+
+
+async def test_the_callback_shows_a_plain_page_and_escapes_what_it_shows(
+    office: Office, pages: str
+) -> None:
+    new = NewConnectionWanted(
+        "oauth2", "<script>alert(1)</script>", {}, office.settings(), CLIENT_SECRET, ()
+    )
+    state, code = await office.send_there(user(), office.wanted(new=new))
+    async with httpx.AsyncClient() as browser:
+        answer = await browser.get(f"{pages}/callback", params={"state": state, "code": code})
+    assert answer.status_code == 200
+    assert "is connected" in answer.text
+    assert "<script>" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/", 404),
+        ("/callback", 400),
+        ("/callback?state=x", 400),
+        ("/callback?state=unknown&code=c", 400),
+        ("/callback?state=x&code=c&error=e", 400),
+        ("/callback?state=x&state=y&code=c", 400),
+        ("/callback?" + "&".join(f"a{n}=1" for n in range(50)), 400),
+        ("/callback?state=x&code=" + "c" * 9000, 400),
+    ],
+)
+async def test_the_callback_refuses_what_makes_no_sense(
+    office: Office, pages: str, path: str, status: int
+) -> None:
+    async with httpx.AsyncClient() as browser:
+        assert (await browser.get(pages + path)).status_code == status
+        assert (await browser.post(pages + path)).status_code in (404, 405)
+
+
+@pytest.mark.parametrize("noise", [b"", b"\0\1\2\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"a" * 40_000])
+async def test_what_is_no_http_is_dropped(office: Office, pages: str, noise: bytes) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(pages.rpartition(":")[2]))
+    writer.write(noise)
+    writer.write_eof()
+    with contextlib.suppress(ConnectionError):
+        assert await reader.read() == b""
+    writer.close()

@@ -93,6 +93,14 @@ async def tenant_and_subject(tx: AsyncConnection, state_hash: bytes) -> tuple[st
     return (row.tenant_id, row.subject) if row else None
 
 
+async def return_uri(tx: AsyncConnection, tenant_id: str, state_hash: bytes) -> str:
+    """Where the person wants to be sent afterwards; "" for nowhere."""
+    query = select(authorizations.c.return_uri).where(
+        authorizations.c.tenant_id == tenant_id, authorizations.c.state_hash == state_hash
+    )
+    return (await tx.execute(query)).scalar_one_or_none() or ""
+
+
 async def use(
     tx: AsyncConnection, tenant_id: str, subject: str, state_hash: bytes
 ) -> Authorization | None:

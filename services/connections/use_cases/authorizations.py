@@ -183,6 +183,11 @@ class Authorizations:
         async with self._database.jobs() as tx:
             return await authorizations.tenant_and_subject(tx, state_hash(state))
 
+    async def return_uri_of(self, tenant_id: str, state: str) -> str:
+        """Where the person wants to be sent afterwards; "" for a plain page."""
+        async with self._database.tenant(tenant_id) as tx:
+            return await authorizations.return_uri(tx, tenant_id, state_hash(state))
+
     async def _complete(
         self, caller: Caller, stored: Authorization, issuer: str, code: str, error: str
     ) -> Connection:
