@@ -69,7 +69,7 @@ async def _call(channel: grpc.aio.Channel, method: str, token: str | None) -> Re
     metadata = () if token is None else (("authorization", f"Bearer {token}"),)
     make = channel.unary_stream if descriptor.server_streaming else channel.unary_unary
     call = make(method, request_serializer=bytes, response_deserializer=bytes)
-    return await refused(call(b"", metadata=metadata, timeout=10))
+    return await refused(call(b"", metadata=metadata, timeout=60))
 
 
 def _wrong_ways(service: str, access: Access, identities: Identities) -> Iterator[Wrong]:

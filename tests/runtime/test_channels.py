@@ -28,7 +28,7 @@ from tests.plugins.pets import (
 )
 from tests.plugins.serving import ServeService
 
-WAIT_SECONDS = 5
+WAIT_SECONDS = 30
 FEED = f"/{SERVICE}/FeedPet"
 
 

@@ -23,9 +23,12 @@ from tests.plugins.calls import feed, refusal_of, watch
 from tests.plugins.identities import Identities
 from tests.plugins.pets import FeedPetRequest
 
+#: Each test starts up to five interpreters, which a busy machine takes its time for.
+pytestmark = pytest.mark.timeout(400)
+
 ROOT = Path(__file__).parents[2]
-START_SECONDS = 40
-STOP_SECONDS = 15
+START_SECONDS = 90
+STOP_SECONDS = 30
 
 
 class Notes:
@@ -37,13 +40,14 @@ class Notes:
         self.log = ""
         self.address = ""
 
-    async def listening(self) -> None:
-        """Waits for the log line that names the address."""
+    async def listening(self, processes: int = 1) -> None:
+        """Waits until that many processes said where they listen."""
         async with asyncio.timeout(START_SECONDS):
-            while not self.address:
-                line = await self._line()
-                found = re.search(r"listening on (\S+)", line)
-                self.address = found.group(1) if found else ""
+            while processes > 0:
+                found = re.search(r"listening on (\S+)", await self._line())
+                if found:
+                    self.address = found.group(1)
+                    processes -= 1
 
     async def _line(self) -> str:
         assert self.process.stderr is not None
@@ -177,7 +181,7 @@ async def test_several_processes_share_one_port_and_one_ctrl_c_drains_them_all(
     start: Starter,
 ) -> None:
     notes = await start(COGNI_PROCESSES="2")
-    await notes.listening()
+    await notes.listening(processes=2)
 
     pids: set[int] = set()
     for number in range(200):
@@ -201,7 +205,7 @@ async def test_when_one_process_dies_the_rest_stop_and_the_exit_code_says_so(
     start: Starter,
 ) -> None:
     notes = await start(COGNI_PROCESSES="2")
-    await notes.listening()
+    await notes.listening(processes=2)
     async with notes.channel() as channel:
         call = feed(channel)(FeedPetRequest(name="die"), metadata=notes.bearer, wait_for_ready=True)
         with pytest.raises(grpc.aio.AioRpcError):
@@ -216,7 +220,7 @@ async def test_a_main_defined_in_the_program_itself_runs_in_spawned_processes(
     start: Starter,
 ) -> None:
     bare = await start(program="bare_server")
-    await bare.listening()
+    await bare.listening(processes=2)
 
     bare.process.send_signal(signal.SIGTERM)
 
@@ -226,7 +230,7 @@ async def test_a_main_defined_in_the_program_itself_runs_in_spawned_processes(
 
 async def test_children_end_when_their_parent_was_killed(start: Starter) -> None:
     notes = await start(COGNI_PROCESSES="2")
-    await notes.listening()
+    await notes.listening(processes=2)
     pid = await notes.pid(0)
 
     notes.process.kill()

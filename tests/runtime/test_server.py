@@ -40,7 +40,7 @@ from tests.plugins.pets import (
 )
 from tests.plugins.serving import Served, ServeService
 
-WAIT_SECONDS = 5
+WAIT_SECONDS = 30
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
