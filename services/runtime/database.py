@@ -160,5 +160,10 @@ async def _roll_back(connection: asyncpg.Connection) -> None:
         return
     try:
         await connection.execute("ROLLBACK", timeout=_ROLL_BACK_SECONDS_MAX)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    except (
+        OSError,
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        asyncpg.InternalClientError,
+    ):
         connection.terminate()

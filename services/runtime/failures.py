@@ -60,6 +60,10 @@ def while_working(connection_is_lost: Callable[[], bool]) -> Iterator[None]:
     ServiceError UNAVAILABLE; let every other error pass."""
     try:
         yield
+    except asyncpg.InternalClientError as error:
+        # What asyncpg says when PostgreSQL was killed in the middle of its answer: the connection
+        # still counts as open, and its protocol is in no state to go on.
+        raise unavailable(_UNREACHABLE, retry_after=_RETRY_AFTER) from error
     except (asyncpg.PostgresError, asyncpg.InterfaceError, DBAPIError) as error:
         sqlstate = _sqlstate(error)
         if connection_is_lost() or sqlstate.startswith(_CONNECTION_LOST):
