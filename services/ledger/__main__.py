@@ -21,7 +21,7 @@ from services.runtime.pools import DatabaseLimits
 from services.runtime.port import Listen
 from services.runtime.process import EXIT_START, run_server
 from services.runtime.server import serve
-from services.runtime.settings import SettingsError, load_or_exit
+from services.runtime.settings import SettingsError, load_or_exit, settings_table
 from services.runtime.telemetry import start_telemetry
 from services.runtime.tokens import TokenVerifier
 
@@ -63,6 +63,12 @@ def migrate_schema(
         sys.stderr.write(f"{error}\n")
         raise SystemExit(EXIT_START) from None
     sys.stdout.write(f"The schema {_SCHEMA!r} is at revision {head}.\n")
+
+
+@app.command("settings")
+def print_settings() -> None:
+    """Print every variable this process reads, as a Markdown table."""
+    sys.stdout.write(settings_table(LedgerSettings))
 
 
 async def run(listen: Listen) -> None:
