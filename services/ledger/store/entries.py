@@ -12,17 +12,22 @@ from services.ledger.commands import Charge
 from services.ledger.entries import Entry, EntryFlag, EntryKind
 from services.ledger.store import Transaction
 
+# LATERAL with LIMIT is looked up place by place: see store.keys.
 _AT = """
-SELECT e.* FROM entries AS e
-JOIN unnest($1::text[], $2::bigint[]) AS w (tenant_id, sequence) USING (tenant_id, sequence)
+SELECT e.* FROM unnest($1::text[], $2::bigint[]) AS w (tenant_id, sequence)
+CROSS JOIN LATERAL (
+    SELECT * FROM entries WHERE tenant_id = w.tenant_id AND sequence = w.sequence LIMIT 1
+) AS e
 """
 
 _CORRECTIONS = """
-SELECT e.tenant_id, e.corrects_sequence, min(e.sequence) AS sequence, sum(e.amount) AS amount
-FROM entries AS e
-JOIN unnest($1::text[], $2::bigint[]) AS w (tenant_id, corrects_sequence)
-     USING (tenant_id, corrects_sequence)
-GROUP BY e.tenant_id, e.corrects_sequence
+SELECT w.tenant_id, w.corrected, c.sequence, c.amount
+FROM unnest($1::text[], $2::bigint[]) AS w (tenant_id, corrected)
+CROSS JOIN LATERAL (
+    SELECT min(sequence) AS sequence, sum(amount) AS amount FROM entries
+    WHERE tenant_id = w.tenant_id AND corrects_sequence = w.corrected
+) AS c
+WHERE c.sequence IS NOT NULL
 """
 
 _LIST = """

@@ -11,11 +11,18 @@ from services.ledger.store import Transaction
 from services.ledger.units import Key
 from services.runtime.errors import ErrorKind, ServiceError
 
+# LATERAL with LIMIT is looked up key by key whatever the planner believes about the table. As a
+# join its cached plan may scan all keys ever used, until the statistics catch up.
 _FIND = """
 SELECT k.tenant_id, k.source_system, k.source_reference, k.payload_hash, k.sequence, k.subject_id,
        k.refusal
 FROM unnest($1::text[], $2::text[], $3::text[]) AS w (tenant_id, source_system, source_reference)
-JOIN keys AS k USING (tenant_id, source_system, source_reference)
+CROSS JOIN LATERAL (
+    SELECT * FROM keys
+    WHERE tenant_id = w.tenant_id AND source_system = w.source_system
+      AND source_reference = w.source_reference
+    LIMIT 1
+) AS k
 """
 
 # Hashes may collide: then two corrections that have nothing to do with each other take turns.
