@@ -36,7 +36,7 @@ class Fleet:
             tools=permissions,
             connection_ids=fields.pop("connection_ids", ()),
             account_id=fields.pop("account_id", "account-1"),
-            budget=None,
+            budget=fields.pop("budget", None),
             expire_time=None,
             labels={},
         )

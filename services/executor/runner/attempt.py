@@ -29,6 +29,7 @@ from services.executor.runner.journal import (
 )
 from services.executor.runner.meter import RunMeter
 from services.executor.runner.narration import MODES, Narrator
+from services.executor.runner.purse import Purse
 from services.executor.runner.rendering import json_of
 from services.executor.runner.resuming import Start, questions_of, take_up
 from services.executor.runner.saver import Saver
@@ -198,6 +199,7 @@ class Attempt:
             self.holding,
             grant_id=run.grant_id,
             account_id=briefing.account_id,
+            purse=Purse(self._workshop.database, briefing.limits),
             repeated=Counter(briefing.lost_calls),
             adopt=self._workshop.adopt,
         )

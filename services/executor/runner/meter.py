@@ -14,6 +14,7 @@ from cogni.type.v1.amount_pb2 import Amount as AmountMessage
 from services.executor.amounts import Amount
 from services.executor.events import Draft
 from services.executor.runner.journal import Holding, Journal, LeaseLostError
+from services.executor.runner.purse import Purse
 from services.executor.runner.stopping import RunStoppedError
 from services.executor.runs import RunError, RunState
 from services.executor.store import usage as store
@@ -36,6 +37,7 @@ class RunMeter:
         *,
         grant_id: str,
         account_id: str | None,
+        purse: Purse,
         repeated: Counter[str],
         adopt: Callable[[asyncio.Task[Any]], None],
     ) -> None:
@@ -43,6 +45,7 @@ class RunMeter:
         self._holding = holding
         self._grant_id = grant_id
         self._account_id = account_id
+        self._purse = purse
         #: Calls per node that an earlier attempt made and whose work was lost.
         self._repeated = repeated
         self._adopt = adopt
@@ -64,7 +67,10 @@ class RunMeter:
                 RunError("BUDGET_EXHAUSTED", "The grant names no account that pays for a model."),
             )
         call = self._pending(start, self._account_id)
-        await self._journal.write(self._holding, acts=[store.open_call(call)])
+        if self._purse.limited:
+            await self._purse.open(self._holding, call)
+        else:
+            await self._journal.write(self._holding, acts=[store.open_call(call)])
         self._open[call.call_id] = (call, _span(call))
         return call.call_id
 

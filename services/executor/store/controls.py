@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
+from services.executor.amounts import Amount
 from services.executor.runs import CancelReason
+from services.executor.store.budgets import Limits
 from services.executor.store.events import Connection
 from services.executor.store.rows import Row, json_of
 from services.runtime.jsonvalues import Json
@@ -20,7 +22,8 @@ WHERE run_id = ANY ($1::uuid[])
 """
 # Everything an attempt must know before it begins, in one round trip.
 _BRIEFING = """
-SELECT cancel_reason, cancel_comment, grants.account_id,
+SELECT cancel_reason, cancel_comment, grants.account_id, grants.budget_asset,
+    grants.budget_value, max_cost_asset, max_cost_value,
     CASE WHEN grants.state = 'ACTIVE' AND grants.expire_time <= cogni_now() THEN 'EXPIRED'
          ELSE grants.state END AS grant_state,
     (SELECT coalesce(sum(longest), interval '0') FROM (
@@ -58,6 +61,7 @@ class Briefing:
 
     stop: Stop | None
     account_id: str | None
+    limits: Limits
     waited: timedelta
     answers: dict[str, Json]
     lost_calls: dict[str, int]
@@ -77,6 +81,10 @@ async def briefing(tx: Connection, run_id: str, attempt: int) -> Briefing:
     return Briefing(
         stop=_stop(run_id, row),
         account_id=row["account_id"],
+        limits=Limits(
+            Amount.of(row["budget_asset"], row["budget_value"]),
+            Amount.of(row["max_cost_asset"], row["max_cost_value"]),
+        ),
         waited=row["waited"],
         answers=json_of(row["answers"]) or {},
         lost_calls=json_of(row["lost_calls"]) or {},

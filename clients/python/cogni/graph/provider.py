@@ -7,6 +7,7 @@ import functools
 import importlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -49,11 +50,12 @@ async def complete(request: Mapping[str, Any]) -> Any:
 
 
 def describe(request: Mapping[str, Any]) -> CallStart:
-    """Name the call and bound what it can use from above."""
+    """Name the call and bound from above what it can use and, if it has a price, cost."""
     model = str(request["model"])
     output = _output_tokens_max(model, request) * int(request.get("n") or 1)
     bound = Usage(input_tokens=_input_tokens_max(model, request), output_tokens=output)
-    return CallStart(model=model, provider=_provider_of(model, request), upper_bound=bound)
+    start = CallStart(model=model, provider=_provider_of(model, request), upper_bound=bound)
+    return replace(start, upper_bound=priced(start, bound))
 
 
 def priced(start: CallStart, usage: Usage) -> Usage:
@@ -72,7 +74,7 @@ def priced(start: CallStart, usage: Usage) -> Usage:
         return usage
     # LiteLLM computes in floats; rounding takes their noise away (3.4499999e-06).
     cost = (Decimal(repr(prompt)) + Decimal(repr(completion))).quantize(_COST_STEP)
-    return _with_cost(usage, cost.normalize())
+    return replace(usage, cost_usd=cost.normalize())
 
 
 def usage_of(reported: Any) -> Usage:
@@ -97,25 +99,7 @@ def usage_after_failure(start: CallStart, failure: BaseException) -> Usage:
 
 def estimated(start: CallStart) -> Usage:
     """The call's upper bound, marked as an estimate."""
-    bound = priced(start, start.upper_bound)
-    return Usage(
-        input_tokens=bound.input_tokens,
-        output_tokens=bound.output_tokens,
-        cost_usd=bound.cost_usd,
-        estimated=True,
-    )
-
-
-def _with_cost(usage: Usage, cost: Decimal) -> Usage:
-    return Usage(
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        cached_input_tokens=usage.cached_input_tokens,
-        cache_write_tokens=usage.cache_write_tokens,
-        reasoning_tokens=usage.reasoning_tokens,
-        cost_usd=cost,
-        estimated=usage.estimated,
-    )
+    return replace(start.upper_bound, estimated=True)
 
 
 def _count(details: Any, name: str) -> int:

@@ -1,0 +1,80 @@
+"""Opens provider calls within a grant's budget and a run's own bound, whoever else spends."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.executor.amounts import Amount
+from services.executor.store.events import Connection
+from services.executor.store.journal import Write
+
+# Calls under one grant are opened one after another: two that each fit must not both be sent
+# when only one does. Calls under grants without a budget never come here.
+_TURN = "SELECT pg_advisory_xact_lock(hashtextextended('budget:' || $1::text, 0))"
+_HELD = """
+SELECT 1 FROM run_leases WHERE run_id = $1 AND epoch = $2 AND holder IS NOT NULL AND NOT sealed
+FOR SHARE
+"""
+# A pending call counts with the most it can cost, a settled one with what it did cost.
+_COMMITTED = """
+SELECT coalesce(sum(CASE WHEN state = 'SETTLED' THEN cost_value
+                         ELSE (estimate -> 'cost' ->> 'value')::numeric END), 0)
+FROM usage_units
+WHERE {scope} = $1 AND call_id <> $2
+    AND $3 = CASE WHEN state = 'SETTLED' THEN cost_asset ELSE estimate -> 'cost' ->> 'asset' END
+"""
+_COMMITTED_UNDER_GRANT = _COMMITTED.format(scope="grant_id")
+_COMMITTED_BY_RUN = _COMMITTED.format(scope="run_id")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that a grant's runs together, and one of them alone, may spend."""
+
+    grant_budget: Amount | None
+    run_max_cost: Amount | None
+
+    @property
+    def binding(self) -> bool:
+        """Whether there is any limit."""
+        return self.grant_budget is not None or self.run_max_cost is not None
+
+    @property
+    def assets(self) -> frozenset[str]:
+        """What the limits are counted in."""
+        return frozenset(each.asset for each in (self.grant_budget, self.run_max_cost) if each)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A call to open: under which grant and lease, and the most it can cost."""
+
+    call_id: str
+    grant_id: str
+    run_id: str
+    epoch: int
+    upper_cost: Amount
+
+
+async def open_within(
+    tx: Connection, opening: Opening, limits: Limits, open_call: Write
+) -> Amount | None:
+    """Write the pending call if it fits; return the limit that it would pass, or None.
+
+    Needs a jobs transaction; repeating it is harmless. Raises LookupError when the lease is lost.
+    """
+    await tx.execute(_TURN, opening.grant_id)
+    if await tx.fetchval(_HELD, opening.run_id, opening.epoch) is None:
+        raise LookupError(opening.run_id)
+    asset = opening.upper_cost.asset
+    bounds: Sequence[tuple[Amount | None, str, str]] = (
+        (limits.grant_budget, _COMMITTED_UNDER_GRANT, opening.grant_id),
+        (limits.run_max_cost, _COMMITTED_BY_RUN, opening.run_id),
+    )
+    for limit, committed, scope in bounds:
+        if limit is None:
+            continue
+        spent = await tx.fetchval(committed, scope, opening.call_id, asset)
+        if spent + opening.upper_cost.value > limit.value:
+            return limit
+    await tx.execute(open_call.statement, *open_call.arguments)
+    return None
