@@ -1,0 +1,206 @@
+"""Failures that other billing systems had, each under the number it was reported as."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from decimal import Decimal
+
+import grpc
+import pytest
+
+from cogni.ledger.v1 import ledger_service_pb2 as pb
+from cogni.ledger.v1 import statement_pb2, usage_pb2
+from services.ledger.accounts import AccountKind
+from services.ledger.assets import asset_of
+from services.ledger.commands import UsageCommand, UsageOutcome, UsageResult
+from services.ledger.directory import Directory, NewAccount
+from services.ledger.posting import Poster
+from services.ledger.price_books import PriceBooks
+from services.ledger.units import Cost, Key, ToolUsage, UsageUnit
+from services.runtime.caller import Caller, CallerKind
+from services.runtime.ids import new_id
+from tests.ledger.conftest import Ledger, StartLedger, record, unit, usd
+from tests.ledger.test_budgets import setting
+from tests.ledger.test_holds import closing, placing
+from tests.ledger.test_state_machine import PAST, CrashError, CrashingDatabase
+
+
+async def test_litellm_38157_a_server_that_stops_under_load_loses_nothing_it_acknowledged(
+    start_ledger: StartLedger,
+) -> None:
+    stopping, surviving = await start_ledger(), await start_ledger()
+    account_id = await surviving.account("10")
+    sent = [unit(account_id, "0.01") for _ in range(60)]
+
+    async def send(each: usage_pb2.UsageUnit) -> bool:
+        try:
+            return (await record(stopping.executor(), each))[0].result == 1
+        except grpc.aio.AioRpcError:
+            return False
+
+    sending = [asyncio.create_task(send(each)) for each in sent]
+    await sending[0]
+    await stopping.served.server.stop(5)
+    acknowledged = await asyncio.gather(*sending)
+
+    again = await record(surviving.executor(), *sent)
+    lost = [
+        number
+        for number, outcome in enumerate(again)
+        if acknowledged[number] and outcome.result != usage_pb2.USAGE_RESULT_EXISTS
+    ]
+    assert lost == []
+    assert (await surviving.balance(account_id)).balance.value == "9.4"
+
+
+async def test_litellm_28376_a_provider_that_repeats_its_response_ids_loses_no_charge(
+    ledger: Ledger,
+) -> None:
+    account_id = await ledger.account("1")
+    call = usage_pb2.LlmCall(model="m", provider_response_id="chatcmpl-1")
+
+    outcomes = await record(
+        ledger.executor(),
+        unit(account_id, "0.1", llm_call=call),
+        unit(account_id, "0.1", llm_call=call),
+    )
+
+    assert [each.result for each in outcomes] == [usage_pb2.USAGE_RESULT_CREATED] * 2
+    assert (await ledger.balance(account_id)).balance.value == "0.8"
+
+
+async def test_litellm_15740_a_retry_at_the_same_moment_charges_once(ledger: Ledger) -> None:
+    account_id = await ledger.account("1")
+    sent = unit(account_id, "0.1")
+
+    await asyncio.gather(*(record(ledger.executor(), sent) for _ in range(10)))
+
+    assert (await ledger.balance(account_id)).balance.value == "0.9"
+
+
+async def test_litellm_34732_parallel_runs_do_not_pass_the_budget(ledger: Ledger) -> None:
+    account_id = await ledger.account("100")
+    await ledger.stub().SetBudget(setting(account_id, "1"))
+
+    async def attempt() -> bool:
+        try:
+            await ledger.stub().PlaceHold(placing(account_id, "0.3"))
+        except grpc.aio.AioRpcError:
+            return False
+        return True
+
+    assert sum(await asyncio.gather(*(attempt() for _ in range(20)))) == 3
+
+
+async def test_litellm_35524_usage_without_an_estimate_is_still_counted(ledger: Ledger) -> None:
+    account_id = await ledger.account("100")
+    await ledger.stub().SetBudget(setting(account_id, "1"))
+
+    await record(ledger.executor(), unit(account_id, "0.7"))
+
+    budget = (await ledger.stub().GetBudget(pb.GetBudgetRequest(account_id=account_id))).budget
+    assert budget.spent.value == "0.7"
+
+
+async def test_litellm_38647_small_holds_that_grow_do_not_lock_everybody_out(
+    ledger: Ledger,
+) -> None:
+    account_id = await ledger.account("1")
+    runs = [new_id() for _ in range(10)]
+
+    for run_id in runs:
+        run = ledger.run(run_id=run_id, account_id=account_id)
+        await run.PlaceHold(placing(account_id, "0.05", run_id=run_id))
+    run = ledger.run(run_id=runs[0], account_id=account_id)
+    topped = await run.TopUpHold(
+        pb.TopUpHoldRequest(request_id=new_id(), hold_id=runs[0], amount=usd("0.5"))
+    )
+
+    assert topped.hold.remaining.value == "0.55"
+
+
+async def test_litellm_8867_sums_have_no_float_noise(ledger: Ledger) -> None:
+    account_id, run_id = await ledger.account("1"), new_id()
+
+    await record(
+        ledger.executor(), *(unit(account_id, cost, run_id=run_id) for cost in ("0.1", "0.2"))
+    )
+
+    answer = await ledger.stub().GetRunStatement(pb.GetRunStatementRequest(run_id=run_id))
+    assert answer.statement.totals[0].charged.value == "0.3"
+
+
+async def test_litellm_34801_what_the_provider_reported_is_kept_beside_what_was_charged(
+    ledger: Ledger,
+) -> None:
+    account_id, run_id = await ledger.account("1"), new_id()
+    call = usage_pb2.LlmCall(model="m", provider_cost=usd("0.085"))
+
+    await record(ledger.executor(), unit(account_id, "0.1", run_id=run_id, llm_call=call))
+
+    answer = await ledger.stub().GetRunStatement(pb.GetRunStatementRequest(run_id=run_id))
+    charge = answer.statement.charges[0]
+    assert charge.amount.value == charge.unit.cost.value == "0.1"
+    assert charge.unit.llm_call.provider_cost.value == "0.085"
+
+
+@pytest.mark.parametrize("fuse", range(12))
+async def test_openmeter_5118_a_key_is_not_taken_by_a_write_that_failed(
+    ledger: Ledger, fuse: int
+) -> None:
+    caller = Caller(CallerKind.USER, "me", "acme", frozenset({"ledger:admin"}))
+    wanted = NewAccount(new_id(), "a", asset_of("USD"), AccountKind.FUNDING, "", 0)
+    account, _ = await Directory(ledger.database, new_id).create(caller, wanted)
+    crashing = CrashingDatabase(ledger.database)
+    poster = Poster(crashing, PriceBooks(), secrets.token_bytes)  # type: ignore[arg-type]
+    key = Key("acme", "executor", new_id())
+    one = UsageUnit(key, account.account_id, ToolUsage("t"), PAST, cost=Cost("USD", "1"))
+    command = UsageCommand(key, one.payload_hash(), one, account)
+
+    crashing.fuse[0] = fuse
+    try:
+        await poster.post([command])
+        crashed = False
+    except CrashError:
+        crashed = True
+    crashing.fuse[0] = 1_000_000
+    (outcome,) = await poster.post([command])
+
+    assert isinstance(outcome, UsageOutcome)
+    assert outcome.result is (UsageResult.CREATED if crashed else UsageResult.EXISTS)
+    balance = await ledger.balance(account.account_id)
+    assert Decimal(balance.balance.value) == -1
+
+
+async def test_openmeter_4902_usage_that_never_arrived_is_seen(ledger: Ledger) -> None:
+    account_id, run_id = await ledger.account("1"), new_id()
+    units = [unit(account_id, run_id=run_id) for _ in range(3)]
+    await record(ledger.executor(), *units[:2])
+
+    closed = await ledger.executor().CloseRun(closing(run_id, units))
+
+    assert closed.close.state == statement_pb2.RUN_CLOSE_STATE_MISSING
+    listed = await ledger.stub().ListGaps(pb.ListGapsRequest())
+    assert [each.run_id for each in listed.gaps] == [run_id]
+
+
+async def test_lago_3618_a_hold_settled_twice_at_once_pays_once(ledger: Ledger) -> None:
+    account_id, target = await ledger.account("10"), await ledger.account()
+    hold = (await ledger.stub().PlaceHold(placing(account_id, "4"))).hold
+
+    async def settle() -> bool:
+        request = pb.SettleHoldRequest(
+            request_id=new_id(),
+            hold_id=hold.hold_id,
+            credit_account_id=target,
+            amount=usd("4"),
+        )
+        try:
+            await ledger.stub().SettleHold(request)
+        except grpc.aio.AioRpcError:
+            return False
+        return True
+
+    assert sum(await asyncio.gather(*(settle() for _ in range(5)))) == 1
+    assert (await ledger.balance(target)).balance.value == "4"
