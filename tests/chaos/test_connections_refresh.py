@@ -25,6 +25,7 @@ from typing import Any
 
 import pytest
 
+from services.connections.access_log import RecordFilter
 from services.connections.adapters.egress import Egress, EgressLimits
 from services.connections.connection import Connection, State, StateReason
 from services.connections.egress_rules import EgressRules
@@ -33,6 +34,7 @@ from services.connections.providers.catalogue import Catalogue
 from services.connections.renewal import RenewalLimits
 from services.connections.secret import AuthKind, Secret
 from services.connections.store import credentials
+from services.connections.store.access_log import read_records
 from services.connections.use_cases.connections import Connections
 from services.connections.use_cases.sealed import Vault
 from services.connections.use_cases.sessions import Sessions
@@ -56,7 +58,7 @@ LIMITS = RenewalLimits(
     poll=timedelta(milliseconds=20),
 )
 RING = {"k1": bytes(range(32))}
-SETTLE_SECONDS_MAX = 30
+SETTLE_SECONDS_MAX = 120
 
 
 @dataclass
@@ -180,6 +182,16 @@ class Crew:
             worker.kill()
 
 
+async def unanswered(db: Database, made: Connection) -> int:
+    """How many calls a busy machine made too slow: what they did at the provider is unknown."""
+    wanted = RecordFilter(connection_id=made.connection_id, action="REFRESH_CREDENTIAL")
+    async with db.tenant("t1") as tx:
+        records = await read_records(
+            tx, "t1", wanted, after_sequence=None, oldest_first=True, limit=1000
+        )
+    return sum(each.entry.reason == "PROVIDER_UNAVAILABLE" for each in records)
+
+
 async def settle(db: Database, address: str, made: Connection) -> tuple[Connection, str]:
     """Renew once more from a healthy process until it is decided; the stored refresh token."""
     egress = Egress(EgressRules.parse(address), limits=EgressLimits(total=LIMITS.provider_call))
@@ -228,6 +240,7 @@ async def test_no_grant_is_lost_that_the_provider_still_honours(
             found, refresh_token = await settle(db, provider, made)
 
             report = ask(provider, "/report")[family]
+            cut_off = await unanswered(db, made)
             if found.state is State.ACTIVE:
                 kept += 1
                 assert report["alive"], f"{where}: ours is active, the provider's is dead"
@@ -236,12 +249,12 @@ async def test_no_grant_is_lost_that_the_provider_still_honours(
             else:
                 lost += 1
                 assert found.state_reason is StateReason.LOST_ROTATION, where
-                assert victims, f"{where}: lost although nobody died"
+                assert victims or cut_off, f"{where}: lost although nobody died"
                 assert refresh_token != report["current"], f"{where}: lost although honoured"
-            if not victims:
+            if not victims and not cut_off:
                 undisturbed += 1
                 assert report["uses"] == 1, f"{where}: more than one call for a generation"
-            assert report["uses"] <= 2, f"{where}: a token was tried again and again"
+            assert report["uses"] <= 2 + cut_off, f"{where}: a token was tried again and again"
     finally:
         crew.dismiss()
     print(f"SEED={SEED}: {kept} kept, {lost} lost and named, {undisturbed} undisturbed")

@@ -40,6 +40,7 @@ from tests.connections.oauth_server import CLIENT_ID, CLIENT_SECRET, OAuthServer
 from tests.databases import Clock, DatabaseFactory
 
 CALLBACK = "https://cogni.example.com/callback"
+CUT_OFF = timedelta(seconds=1.5)
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ async def office(
 ) -> AsyncIterator[Office]:
     db = await database("connections")
     rules = EgressRules.parse(address)
-    egress = Egress(rules, limits=EgressLimits(total=timedelta(seconds=1)))
+    egress = Egress(rules)
     vault, catalogue = Vault(key_ring), Catalogue()
     sessions = Sessions(db, vault, catalogue, egress)
     redirects = Redirects(
@@ -292,15 +293,18 @@ async def test_only_a_clear_refusal_ends_a_connection(
 
 
 async def test_a_slow_provider_is_cut_off_and_the_try_remembered(
-    office: Office, clock: Clock
+    office: Office, clock: Clock, key_ring: KeyRing
 ) -> None:
     made = await office.connect()
-    await clock.advance(office.database, timedelta(hours=2))
-    office.oauth.delay_seconds = 1.5
-    assert await reason_of(office.lease(made)) == "PROVIDER_UNAVAILABLE"
-    office.oauth.delay_seconds = 0
-    await clock.advance(office.database, timedelta(minutes=10))
+    egress = Egress(EgressRules.parse(office.address), limits=EgressLimits(total=CUT_OFF))
+    impatient = Sessions(office.database, Vault(key_ring), Catalogue(), egress)
+    office.oauth.delay_seconds = CUT_OFF.total_seconds() * 3
+    assert await reason_of(impatient.renew("t1", made.connection_id, 1)) == "PROVIDER_UNAVAILABLE"
+    await egress.close()
+    assert await office.state_of(made) == (State.ACTIVE, StateReason.NONE)
 
+    office.oauth.delay_seconds = 0
+    await clock.advance(office.database, timedelta(hours=2))
     assert await reason_of(office.lease(made)) == "CREDENTIAL_REJECTED"
 
     assert await office.state_of(made) == (State.NEEDS_REAUTH, StateReason.LOST_ROTATION)
