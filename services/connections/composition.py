@@ -11,10 +11,12 @@ from functools import partial
 
 from cogni.connections.v1 import connections_service_pb2_grpc as stubs
 from services.connections.access import ACCESS
+from services.connections.adapters.aws_kms import open_aws_kms
 from services.connections.adapters.callback_pages import serve_pages
 from services.connections.adapters.egress import Egress, EgressLimits
 from services.connections.callback import Callback
 from services.connections.egress_rules import EgressRules
+from services.connections.key_chain import KeyChain
 from services.connections.keyring import KeyEncryption
 from services.connections.providers.catalogue import Catalogue, built_in
 from services.connections.renewal import RenewalLimits
@@ -41,6 +43,7 @@ from services.connections.use_cases.watching import Watching
 from services.runtime.command import Process
 from services.runtime.database import Database
 from services.runtime.drain import Drain
+from services.runtime.errors import StartError
 from services.runtime.listen import Listener
 from services.runtime.pools import DatabaseLimits
 from services.runtime.server import Application, Registration
@@ -149,7 +152,7 @@ async def open_application(process: Process[ConnectionsSettings]) -> AsyncIterat
     settings = process.settings
     database = _open_database(settings)
     parts = compose(
-        database, key_ring(settings), _choices(settings), process.drain, catalogue=_known(settings)
+        database, _keys(settings), _choices(settings), process.drain, catalogue=_known(settings)
     )
     try:
         yield parts.application
@@ -166,7 +169,7 @@ async def serve_callback(process: Process[ConnectionsSettings]) -> None:
     egress = Egress(choices.egress_rules, limits=EgressLimits(total=choices.provider_timeout))
     completes = Authorizations(
         database,
-        Vault(key_ring(settings)),
+        Vault(_keys(settings)),
         _known(settings),
         egress,
         choices.egress_rules,
@@ -188,6 +191,18 @@ def _open_database(settings: ConnectionsSettings) -> Database:
         application_name="cogni-connections",
         limits=DatabaseLimits.of(settings),
     )
+
+
+def _keys(settings: ConnectionsSettings) -> KeyEncryption:
+    ring = key_ring(settings)
+    if not settings.aws_kms_key:
+        assert ring is not None, "the settings refuse neither"
+        return ring
+    try:
+        kms = open_aws_kms(settings.aws_kms_key, endpoint_url=settings.aws_kms_endpoint or None)
+    except RuntimeError as error:
+        raise StartError(f"COGNI_CONNECTIONS_AWS_KMS_KEY is set: {error}.") from error
+    return KeyChain(kms, ring)
 
 
 def _choices(settings: ConnectionsSettings) -> Choices:

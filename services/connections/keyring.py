@@ -77,6 +77,10 @@ class KeyRing:
         """The key that new data keys are wrapped with."""
         return self._active
 
+    def holds(self, key_id: str) -> bool:
+        """Whether the ring has this key."""
+        return key_id in self._ciphers
+
     async def wrap(self, data_key: bytes, context: bytes) -> tuple[str, bytes]:
         """Return the active key's id and nonce + AES-GCM ciphertext of the data key."""
         nonce = os.urandom(_NONCE_BYTES)

@@ -21,9 +21,19 @@ class ConnectionsSettings(ServiceProcessSettings):
 
     service: ClassVar[str] = "connections"
 
-    keyring: SecretStr = own(
-        ...,
-        'The key-encryption keys: {"active": "k1", "keys": {"k1": "<base64 of 32 bytes>"}}.',
+    keyring: SecretStr | None = own(
+        None,
+        'The key-encryption keys: {"active": "k1", "keys": {"k1": "<base64 of 32 bytes>"}}. '
+        "Required without aws_kms_key; beside it, the keys that older rows are still under.",
+    )
+    aws_kms_key: str = own(
+        "",
+        "ARN, id or alias of an AWS KMS key that wraps instead of the key ring; credentials and "
+        "region as boto3 finds them.",
+        max_length=2048,
+    )
+    aws_kms_endpoint: str = own(
+        "", "Another address of KMS, for example of a private endpoint.", pattern=r"(https?://.+)?"
     )
     egress_allow: str = own(
         "",
@@ -77,8 +87,16 @@ class ConnectionsSettings(ServiceProcessSettings):
                 yield from error.problems
 
 
-def key_ring(settings: ConnectionsSettings) -> KeyRing:
-    """The ring that the settings name. Raises SettingsError with what to change."""
+def key_ring(settings: ConnectionsSettings) -> KeyRing | None:
+    """The ring that the settings name, if any. Raises SettingsError with what to change."""
+    if settings.keyring is None:
+        if settings.aws_kms_key:
+            return None
+        sentence = (
+            "COGNI_CONNECTIONS_KEYRING_FILE is required: stored credentials are encrypted under "
+            "its keys. Or set COGNI_CONNECTIONS_AWS_KMS_KEY."
+        )
+        raise SettingsError([sentence])
     try:
         return parse_key_ring(settings.keyring.get_secret_value(), source="The key ring")
     except KeyRingError as error:

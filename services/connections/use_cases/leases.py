@@ -197,8 +197,10 @@ class Leases:
         return results
 
     async def _record_refusal(self, tenant_id: str, entry: Entry, refusal: ServiceError) -> None:
-        provider_failed = refusal.reason.startswith(("PROVIDER_", "CREDENTIAL_", "REFRESH_"))
-        decision = Decision.FAILED if provider_failed else Decision.DENIED
+        failed = refusal.kind is ErrorKind.UNAVAILABLE or refusal.reason.startswith(
+            ("PROVIDER_", "CREDENTIAL_")
+        )
+        decision = Decision.FAILED if failed else Decision.DENIED
         async with self._database.tenant(tenant_id) as tx:
             await access_log.record(
                 tx, tenant_id, replace(entry, decision=decision, reason=refusal.reason)
