@@ -267,6 +267,18 @@ async def test_due_sessions_are_renewed_behind_and_others_left_alone(
     assert await generation_of(world, made) == 2
 
 
+async def test_an_abandoned_renewal_is_settled_without_anybody_asking(
+    db: Database, key_ring: KeyRing
+) -> None:
+    world = make_world(db, key_ring, limits=QUICK)
+    made = await world.connect(user())
+    await crash_after_claim(world, made, ended=True)
+    assert await world.renewals.renew_due() == 1
+    assert await world.renewals.renew_due() == 0
+    assert await generation_of(world, made) == 2
+    assert await state_of(world, made) == (State.ACTIVE, StateReason.NONE)
+
+
 async def test_a_dead_connection_is_not_asked_about_again(
     db: Database, key_ring: KeyRing, clock: Clock
 ) -> None:

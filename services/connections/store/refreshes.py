@@ -132,10 +132,8 @@ async def put_off(
 
 
 async def due(tx: AsyncConnection) -> list[tuple[str, str]]:
-    """Tenant and connection of sessions whose renewal is due and not under way, as jobs role.
-
-    Abandoned claims are among them once they have ended.
-    """
+    """Tenant and connection of sessions to renew now, as jobs role: those whose time has come and
+    that nobody renews or has put off, and those whose renewal somebody abandoned."""
     rows = await tx.execute(
         select(credentials.c.tenant_id, credentials.c.connection_id)
         .outerjoin(
@@ -157,7 +155,13 @@ async def due(tx: AsyncConnection) -> list[tuple[str, str]]:
         .order_by(credentials.c.renew_time)
         .limit(DUE_ROWS_MAX)
     )
-    return [(row.tenant_id, row.connection_id) for row in rows]
+    abandoned = await tx.execute(
+        select(refreshes.c.tenant_id, refreshes.c.connection_id)
+        .where(refreshes.c.claim_id.is_not(None), refreshes.c.claim_expire_time < func.cogni_now())
+        .limit(DUE_ROWS_MAX)
+    )
+    found = [(row.tenant_id, row.connection_id) for row in (*rows, *abandoned)]
+    return list(dict.fromkeys(found))
 
 
 async def _write(

@@ -93,6 +93,8 @@ CREATE TABLE refreshes (
     FOREIGN KEY (tenant_id, connection_id) REFERENCES connections ON DELETE CASCADE
 );
 
+CREATE INDEX refreshes_claimed ON refreshes (claim_expire_time) WHERE claim_id IS NOT NULL;
+
 CREATE TABLE leases (
     tenant_id text NOT NULL,
     lease_id uuid NOT NULL,
