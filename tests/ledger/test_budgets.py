@@ -99,7 +99,7 @@ async def test_a_new_period_starts_from_zero_and_watchers_hear_of_it(
     first: Any = await watching.read()
 
     await clock.advance(ledger.database, timedelta(days=1))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         news: Any = await watching.read()
         while not news.changes:
             news = await watching.read()
@@ -123,7 +123,7 @@ async def test_a_watch_tells_only_changes_of_standing_and_resumes_from_its_curso
         await record(ledger.executor(), unit(account_id, cost))
     told: list[tuple[int, int]] = []
     resumed = ledger.stub().WatchBudgets(pb.WatchBudgetsRequest(cursor=start.cursor))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (EXHAUSTED, 80) not in told:
             news: Any = await resumed.read()
             told += [(each.budget.state, each.budget.reached_percent) for each in news.changes]

@@ -182,7 +182,7 @@ async def test_an_expired_hold_keeps_its_unsettled_calls_and_a_top_up_revives_it
     )
 
     await clock.advance(ledger.database, timedelta(minutes=2))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await ledger.balance(account_id)).held.value != "1":
             pass
     revived = await run.TopUpHold(
