@@ -205,7 +205,7 @@ def records(
     request = ListAccessRecordsRequest(connection_id=connection, run_id=run)
     with Client() as client:
         show_all(
-            pages(client.connections.ListAccessRecords, request, "access_records", limit),
+            pages(client.connections.ListAccessRecords, request, "records", limit),
             ("sequence", "time", "action", "decision", "tool", "by", "reason"),
             row,
             as_json,
