@@ -62,6 +62,21 @@ class Embedded:
                     found.append(pid)
         return found
 
+    def environment_of(self, words: str) -> dict[str, str]:
+        """What the first process with these words was started with."""
+        raw = Path(f"/proc/{self.pids(words)[0]}/environ").read_text()
+        return dict(pair.split("=", 1) for pair in raw.split("\0") if "=" in pair)
+
+    @property
+    def database_url(self) -> str:
+        """The superuser's URL of the database of all services."""
+        return self.environment_of("-m services.executor")["COGNI_EXECUTOR_DATABASE_URL"]
+
+    @property
+    def broker_url(self) -> str:
+        """The URL of the broker."""
+        return self.environment_of("-m services.executor")["COGNI_BROKER_URL"]
+
     def kill(self, words: str) -> list[int]:
         """kill -9 of each of them; returns which they were."""
         killed = self.pids(words)
