@@ -9,15 +9,27 @@ from datetime import timedelta
 import pytest
 
 from services.connections.connection import Connection, State, StateReason
+from services.connections.connection_requests import UpdateWanted
+from services.connections.egress_rules import EgressRules
 from services.connections.keyring import KeyRing
+from services.connections.providers.catalogue import Catalogue
 from services.connections.providers.failures import FailureKind, ProviderError, rejected
 from services.connections.providers.provider import RefreshPolicy
 from services.connections.renewal import RenewalLimits
+from services.connections.secret import AuthKind, Secret
 from services.connections.store import credentials, refreshes
+from services.connections.use_cases.changes import Changes
 from services.runtime.database import Database
 from services.runtime.errors import ServiceError
 from services.runtime.ids import new_id
-from tests.connections.conftest import ScriptedSessions, World, make_world, user
+from tests.connections.conftest import (
+    NoHttp,
+    ScriptedSessions,
+    World,
+    make_world,
+    scripted_provider,
+    user,
+)
 from tests.databases import Clock, DatabaseFactory
 
 # Wide, so that a busy machine is not taken for a process that was held up; under the 30 seconds
@@ -224,6 +236,28 @@ async def test_a_late_answer_is_kept_when_nobody_was_faster(
 
     assert await state_of(slow, made) == (State.ACTIVE, StateReason.NONE)
     assert await generation_of(slow, made) == 2
+
+
+async def test_a_late_answer_to_a_secret_that_was_replaced_is_dropped(
+    db: Database, key_ring: KeyRing
+) -> None:
+    slow, quick = make_world(db, key_ring, limits=QUICK), make_world(db, key_ring, limits=QUICK)
+    made = await slow.connect(user())
+    slow.sessions.gate, slow.sessions.asked = asyncio.Event(), asyncio.Event()
+    late = asyncio.create_task(slow.renewals.renew("t1", made.connection_id, 1))
+    await slow.sessions.asked.wait()
+    catalogue = Catalogue([scripted_provider(quick.sessions)])
+    changes = Changes(db, quick.vault, catalogue, NoHttp(), EgressRules())
+    other = Secret(AuthKind.APP_PASSWORD, {"identifier": "bea", "password": "new"})
+    wanted = UpdateWanted(made.connection_id, frozenset(), secret=other, skip_check=True)
+    await changes.update(user(), wanted)
+    await quick.renewals.renew("t1", made.connection_id, 0)
+
+    slow.sessions.gate.set()
+    await late
+
+    assert quick.sessions.begun == 1
+    assert await generation_of(quick, made) == 1, "the old account's answer replaced nothing"
 
 
 async def test_a_refusal_that_somebodys_answer_overtook_declares_nothing_dead(
