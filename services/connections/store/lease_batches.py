@@ -10,7 +10,7 @@ from datetime import datetime
 import asyncpg
 
 from services.connections import access_log
-from services.connections.access_log import Entry, Head
+from services.connections.access_log import Entry, Head, Record
 from services.connections.connection import Connection, Consent
 from services.connections.lease import LeaseRequest
 from services.connections.store.access_log import LockedHead
@@ -56,13 +56,16 @@ SET epoch = excluded.epoch, revoke_time = NULL,
                        THEN leases.expire_time ELSE excluded.expire_time END
 RETURNING connection_id, run_id, invocation_id, lease_id, expire_time
 """
+# One round trip: a statement of its own for the head would hold its lock that much longer.
 _RECORD = """
+WITH moved AS (UPDATE access_heads SET sequence = $2, hash = $3 WHERE tenant_id = $1)
 INSERT INTO access_records (tenant_id, sequence, record_time, action, decision, actor,
     on_behalf_of, connection_id, provider, run_id, epoch, grant_id, invocation_id, tool, lease_id,
     reason, details, previous_hash, hash)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
+SELECT $1, u.* FROM unnest($4::bigint[], $5::timestamptz[], $6::text[], $7::text[], $8::text[],
+    $9::text[], $10::text[], $11::text[], $12::text[], $13::bigint[], $14::text[], $15::text[],
+    $16::text[], $17::text[], $18::text[], $19::jsonb[], $20::bytea[], $21::bytea[]) AS u
 """
-_MOVE_HEAD = "UPDATE access_heads SET sequence = $2, hash = $3 WHERE tenant_id = $1"
 _TOUCH = """
 UPDATE connections SET last_lease_time = cogni_now()
 WHERE tenant_id = $1 AND connection_id = ANY ($2::uuid[])
@@ -160,35 +163,35 @@ async def give(
 async def record(tx: asyncpg.Connection, locked: LockedHead, entries: Sequence[Entry]) -> None:
     """Write entries at the end of the log, once in a transaction."""
     records = access_log.append(locked.head, locked.now, entries)
-    await tx.executemany(
-        _RECORD,
-        [
-            (
-                locked.tenant_id,
-                each.sequence,
-                each.record_time,
-                each.entry.action.value,
-                each.entry.decision.value,
-                each.entry.actor,
-                each.entry.on_behalf_of,
-                each.entry.connection_id,
-                each.entry.provider,
-                each.entry.run_id,
-                each.entry.epoch,
-                each.entry.grant_id,
-                each.entry.invocation_id,
-                each.entry.tool,
-                each.entry.lease_id,
-                each.entry.reason,
-                json.dumps(dict(each.entry.details)),
-                each.previous_hash,
-                each.hash,
-            )
-            for each in records
-        ],
-    )
     last = records[-1]
-    await tx.execute(_MOVE_HEAD, locked.tenant_id, last.sequence, last.hash)
+    columns = zip(*(_columns(each) for each in records), strict=True)
+    await tx.execute(
+        _RECORD, locked.tenant_id, last.sequence, last.hash, *(list(column) for column in columns)
+    )
+
+
+def _columns(record: Record) -> tuple[object, ...]:
+    entry = record.entry
+    return (
+        record.sequence,
+        record.record_time,
+        entry.action.value,
+        entry.decision.value,
+        entry.actor,
+        entry.on_behalf_of,
+        entry.connection_id,
+        entry.provider,
+        entry.run_id,
+        entry.epoch,
+        entry.grant_id,
+        entry.invocation_id,
+        entry.tool,
+        entry.lease_id,
+        entry.reason,
+        json.dumps(dict(entry.details)),
+        record.previous_hash,
+        record.hash,
+    )
 
 
 async def touch(tx: asyncpg.Connection, tenant_id: str, connection_ids: Sequence[str]) -> None:
