@@ -186,6 +186,19 @@ async def test_an_unknown_provider_is_named(service: Service, provider: str) -> 
     assert refusal.reason == "PROVIDER_UNKNOWN"
 
 
+async def test_a_provider_that_the_operator_has_not_configured_says_so(service: Service) -> None:
+    request = messages.CreateConnectionRequest(request_id=new_id(), provider="github_app")
+    assert (await refused(service.user().CreateConnection(request))).reason == (
+        "PROVIDER_NOT_CONFIGURED"
+    )
+    begin = messages.BeginAuthorizationRequest(
+        request_id=new_id(),
+        new_connection=messages.NewConnection(provider="twitter"),
+        redirect_uri="https://ui.example.com",
+    )
+    assert (await refused(service.user().BeginAuthorization(begin))).reason == "INVALID_REQUEST"
+
+
 async def test_a_retried_create_makes_one_connection_and_a_changed_one_is_refused(
     service: Service,
 ) -> None:

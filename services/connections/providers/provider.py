@@ -14,7 +14,7 @@ from services.connections.credential import Credential
 from services.connections.egress_rules import EgressRules
 from services.connections.providers.http import Http
 from services.connections.secret import AuthKind, Secret, Session
-from services.runtime.errors import Violation
+from services.runtime.errors import ErrorKind, ServiceError, Violation
 
 
 class RefreshPolicy(StrEnum):
@@ -206,6 +206,17 @@ class Provider:
     def settings_schema(self) -> dict[str, Any]:
         """JSON Schema of the settings."""
         return self.settings.model_json_schema()
+
+    def check_configured(self) -> None:
+        """Raise PROVIDER_NOT_CONFIGURED while the operator has not given what it needs."""
+        if not self.configured:
+            raise ServiceError(
+                ErrorKind.FAILED_PRECONDITION,
+                "PROVIDER_NOT_CONFIGURED",
+                f"The operator has not configured {self.display_name}: it needs an OAuth client "
+                "or an app's private key.",
+                metadata={"provider": self.id},
+            )
 
     def parse_settings(self, values: Mapping[str, Any]) -> ProviderSettings | list[Violation]:
         """The settings, or everything that is wrong with them."""

@@ -269,13 +269,7 @@ class Authorizations:
 
 
 def _flow(provider: Provider) -> OAuthFlow:
-    if not provider.configured:
-        raise ServiceError(
-            ErrorKind.FAILED_PRECONDITION,
-            "PROVIDER_NOT_CONFIGURED",
-            f"The operator has not configured an OAuth client for {provider.display_name}.",
-            metadata={"provider": provider.id},
-        )
+    provider.check_configured()
     if provider.oauth is None:
         raise invalid(
             Violation("target", f"{provider.id} is not authorised this way: CreateConnection")

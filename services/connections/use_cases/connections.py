@@ -59,6 +59,7 @@ class Connections:
     async def create(self, caller: Caller, wanted: CreateWanted) -> Connection:
         """Check, seal and store; the same connection for a repeated request."""
         provider = self._catalogue.get(wanted.provider)
+        provider.check_configured()
         settings = self._checked(provider, wanted)
         repeated = await self._repeated(caller, wanted)
         if repeated is not None:

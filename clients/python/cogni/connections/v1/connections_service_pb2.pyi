@@ -792,7 +792,9 @@ class CompleteAuthorizationRequest(_message.Message):
     state: _builtins.str
     """The state parameter. Required."""
     issuer: _builtins.str
-    """The iss parameter (RFC 9207). Required when the provider announces it."""
+    """The iss parameter (RFC 9207), whenever the provider sent one: another
+    issuer's answer is then refused.
+    """
     code: _builtins.str
     """The code parameter."""
     error: _builtins.str

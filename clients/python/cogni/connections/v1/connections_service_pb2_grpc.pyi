@@ -121,8 +121,8 @@ class ConnectionsServiceStub:
     shortest-lived form the provider has. Internal: only a run token may call
     it, for a connection the token names. Idempotent by (run, invocation,
     connection): a retry answers with the same lease. Refusals are recorded
-    like leases. Reasons: CONNECTION_NOT_GRANTED, GRANT_REVOKED,
-    RUN_LEASES_REVOKED, NOT_FOUND, CONNECTION_NEEDS_REAUTH,
+    like leases. Reasons: CONNECTION_NOT_GRANTED, CONSENT_WITHDRAWN,
+    GRANT_REVOKED, RUN_LEASES_REVOKED, NOT_FOUND, CONNECTION_NEEDS_REAUTH,
     CONNECTION_REVOKED, REFRESH_IN_PROGRESS, SCOPES_MISSING,
     CREDENTIAL_UNREADABLE, PROVIDER_UNAVAILABLE, PROVIDER_RATE_LIMITED,
     PROVIDER_ANSWER_INVALID, EGRESS_DENIED, LIMIT_EXCEEDED.
@@ -251,8 +251,8 @@ class ConnectionsServiceAsyncStub(ConnectionsServiceStub):
     shortest-lived form the provider has. Internal: only a run token may call
     it, for a connection the token names. Idempotent by (run, invocation,
     connection): a retry answers with the same lease. Refusals are recorded
-    like leases. Reasons: CONNECTION_NOT_GRANTED, GRANT_REVOKED,
-    RUN_LEASES_REVOKED, NOT_FOUND, CONNECTION_NEEDS_REAUTH,
+    like leases. Reasons: CONNECTION_NOT_GRANTED, CONSENT_WITHDRAWN,
+    GRANT_REVOKED, RUN_LEASES_REVOKED, NOT_FOUND, CONNECTION_NEEDS_REAUTH,
     CONNECTION_REVOKED, REFRESH_IN_PROGRESS, SCOPES_MISSING,
     CREDENTIAL_UNREADABLE, PROVIDER_UNAVAILABLE, PROVIDER_RATE_LIMITED,
     PROVIDER_ANSWER_INVALID, EGRESS_DENIED, LIMIT_EXCEEDED.
@@ -444,8 +444,8 @@ class ConnectionsServiceServicer(metaclass=_abc_1.ABCMeta):
         shortest-lived form the provider has. Internal: only a run token may call
         it, for a connection the token names. Idempotent by (run, invocation,
         connection): a retry answers with the same lease. Refusals are recorded
-        like leases. Reasons: CONNECTION_NOT_GRANTED, GRANT_REVOKED,
-        RUN_LEASES_REVOKED, NOT_FOUND, CONNECTION_NEEDS_REAUTH,
+        like leases. Reasons: CONNECTION_NOT_GRANTED, CONSENT_WITHDRAWN,
+        GRANT_REVOKED, RUN_LEASES_REVOKED, NOT_FOUND, CONNECTION_NEEDS_REAUTH,
         CONNECTION_REVOKED, REFRESH_IN_PROGRESS, SCOPES_MISSING,
         CREDENTIAL_UNREADABLE, PROVIDER_UNAVAILABLE, PROVIDER_RATE_LIMITED,
         PROVIDER_ANSWER_INVALID, EGRESS_DENIED, LIMIT_EXCEEDED.
