@@ -51,7 +51,9 @@ def oauth() -> OAuthServer:
 @pytest.fixture
 def address(oauth: OAuthServer) -> Iterator[str]:
     http = serve(oauth)
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
+    thread = threading.Thread(
+        target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
     thread.start()
     yield f"127.0.0.1:{http.server_address[1]}"
     http.shutdown()

@@ -38,7 +38,9 @@ ADMIN = ("connections:read", "connections:write", "connections:admin")
 def at_server(tmp_path: Path) -> Iterator[str]:
     """host:port of an AT Protocol server with the account ann.test."""
     server = pds.serve(0, tmp_path / "pds.json", "ann.test", PASSWORD)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
     thread.start()
     yield f"127.0.0.1:{server.server_address[1]}"
     server.shutdown()

@@ -119,7 +119,7 @@ class Collector:
 @pytest.fixture
 def collector() -> Iterator[Collector]:
     running = Collector()
-    thread = threading.Thread(target=running.server.serve_forever)
+    thread = threading.Thread(target=running.server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield running
     running.server.shutdown()
