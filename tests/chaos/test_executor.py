@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ RUNS = 60 if LONG else 8
 ROUNDS = 5 if LONG else 1
 DEADLINE_SECONDS = 240
 RUNNER = "services.executor.worker"
+STEPS = 40
 #: Tables with what an attempt writes; a zombie's row in any of them would be a broken fence.
 FENCED = (
     "runs",
@@ -51,6 +52,8 @@ SELECT pid FROM pg_stat_activity JOIN pg_locks USING (pid)
 WHERE application_name = 'runner' AND state LIKE 'idle in transaction%'
     AND relation = 'executor.run_leases'::regclass AND mode = 'RowExclusiveLock'
 """
+
+Stop = Callable[[int, str], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -211,37 +214,72 @@ async def _stop_in_transaction(group: int, url: str) -> None:
         await connection.close()
 
 
-@pytest.mark.parametrize("stop", [_stop_anywhere, _stop_in_transaction])
-async def test_a_runner_that_was_stopped_past_its_lease_comes_back_and_writes_nothing(
-    world: World, client: AsyncClient, grant_id: str, second_runner: Path, stop: Any
-) -> None:
-    steps = 40
-    run_ids = [await _start(client, grant_id, steps=steps) for _ in range(RUNS // 2)]
-    holders = [await _attempt(client, run_id, 1) for run_id in run_ids]
-    pid = int(holders[0].rpartition(":")[2])
-    group = os.getpgid(pid)
-    stopped = [r for r, h in zip(run_ids, holders, strict=True) if h == holders[0]]
-    own_runner = group in {os.getpgid(each) for each in world.stack.pids(RUNNER)}
-    zombie_log = world.stack.logs / "runner.log" if own_runner else second_runner
-    said = len(zombie_log.read_text(errors="replace"))
+@dataclass(frozen=True)
+class Zombie:
+    """A stopped runner, the runs it carried, and where it logs."""
 
+    group: int
+    run_ids: list[str]
+    log: Path
+    said: int
+
+    async def resume(self, run_id: str) -> None:
+        """Lets it go on, and waits until it has noticed that it lost this run."""
+        os.killpg(self.group, signal.SIGCONT)
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        # The second when the database had ended the transaction it stood in.
+        words = (f"the lease of run {run_id} is lost", f"run {run_id} could not be stored")
+        while not any(each in self._newly_said() for each in words):
+            assert time.monotonic() < deadline, f"the zombie only said: {self._newly_said()}"
+            await asyncio.sleep(0.1)
+
+    def _newly_said(self) -> str:
+        return self.log.read_text(errors="replace")[self.said :]
+
+
+async def _stopped_runner(
+    world: World, client: AsyncClient, run_ids: list[str], other_log: Path, stop: Stop
+) -> Zombie:
+    """Stops the runner that carries the first of the runs."""
+    holders = [await _attempt(client, run_id, 1) for run_id in run_ids]
+    group = os.getpgid(int(holders[0].rpartition(":")[2]))
+    own = group in {os.getpgid(each) for each in world.stack.pids(RUNNER)}
+    log = world.stack.logs / "runner.log" if own else other_log
+    said = len(log.read_text(errors="replace"))
     await stop(group, world.database_url)
+    carried = [r for r, h in zip(run_ids, holders, strict=True) if h == holders[0]]
+    return Zombie(group, carried, log, said)
+
+
+@pytest.mark.parametrize("stop", [_stop_anywhere, _stop_in_transaction])
+@pytest.mark.parametrize("ended", [False, True], ids=["while it goes on", "after it ended"])
+async def test_a_runner_that_was_stopped_past_its_lease_comes_back_and_writes_nothing(
+    world: World,
+    client: AsyncClient,
+    grant_id: str,
+    second_runner: Path,
+    stop: Stop,
+    ended: bool,
+) -> None:
+    run_ids = [await _start(client, grant_id, steps=STEPS) for _ in range(RUNS // 2)]
+    zombie = await _stopped_runner(world, client, run_ids, second_runner, stop)
     try:
-        takers = {await _attempt(client, run_id, 2) for run_id in stopped}
-        logs = await _logs(client, run_ids)
-        before = await _rows(world.database_url, run_ids)
+        await _attempt(client, zombie.run_ids[0], 2)
+        if ended:
+            await _logs(client, run_ids)
+        before = await _rows(world.database_url, run_ids) if ended else None
     finally:
-        os.killpg(group, signal.SIGCONT)
-    # Proof that the zombie lives: it says that it lost its leases, and carries runs again.
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while "is lost" not in zombie_log.read_text(errors="replace")[said:]:
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.1)
+        await zombie.resume(zombie.run_ids[0])
+    logs = await _logs(client, run_ids)
+    # The zombie is a good runner again.
     await _logs(client, [await _start(client, grant_id, steps=1)])
 
-    assert holders[0] not in takers
-    _check_logs(logs, steps)
-    assert await _rows(world.database_url, run_ids) == before
+    _check_logs(logs, STEPS)
+    for events in logs:
+        attempts = [event.attempt for event in events if event.attempt]
+        assert attempts == sorted(attempts), "an attempt wrote after the next had begun"
+    if ended:
+        assert await _rows(world.database_url, run_ids) == before
     again = await _logs(client, run_ids)
     assert [[e.SerializeToString() for e in log] for log in again] == [
         [e.SerializeToString() for e in log] for log in logs
