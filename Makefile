@@ -7,6 +7,7 @@ LONG ?=
 ARGS ?=
 SEED ?=
 JSON ?=
+PARALLEL ?= -n 2 --dist loadscope
 
 export LITELLM_LOCAL_MODEL_COST_MAP := True
 
@@ -38,7 +39,7 @@ up: install ## Start the whole stack and leave it running; Ctrl-C stops it.
 
 .PHONY: test
 test: install ## Run every test that needs no outside service.
-	@$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 .PHONY: check
 check: install ## Lint, types, contract, generated code, import law.

@@ -26,19 +26,6 @@ def _servers(config: pytest.Config) -> Servers:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Keep the tests of tests/e2e on one worker: each worker would start a stack of its own."""
-    from xdist.scheduler.loadscope import LoadScopeScheduling
-
-    class Scheduling(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            e2e = "tests/e2e"
-            return e2e if nodeid.startswith(f"{e2e}/") else str(super()._split_scope(nodeid))
-
-    return Scheduling(config, log)
-
-
-@pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: object) -> None:
     """Start the servers in the controller of pytest-xdist, which outlives its workers."""
     node.workerinput.update(_servers(node.config).addresses())  # type: ignore[attr-defined]
