@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from services.executor.runner.project import ProjectError, read_project
 from services.standalone.children import Child, PostgresChild, Program, RedisChild, logs_in
 from services.standalone.datadir import Addresses, DataDir
 from services.standalone.errors import StandaloneError
@@ -95,6 +96,10 @@ class Stack:
             raise StandaloneError(
                 f"{self.options.graphs_file} does not exist; name a langgraph.json with --graphs."
             )
+        try:
+            read_project(self.options.graphs_file)
+        except ProjectError as error:
+            raise StandaloneError(str(error)) from None
         self.directory.take()
         try:
             self._choose_ports()

@@ -11,6 +11,7 @@ import pytest
 
 from services.executor.graphs import GraphState, ToolEffect
 from services.executor.runner.catalogue import Catalogue, CatalogueError
+from services.executor.runner.project import ProjectError
 
 GRAPH = """
 from langgraph.graph import END, START, MessagesState, StateGraph
@@ -133,16 +134,17 @@ async def test_a_broken_graph_is_published_with_the_reason_and_harms_no_other(
         ("[]", "names no graphs"),
         ('{"graphs": {}}', "names no graphs"),
         ('{"graphs": {"a": "./agent.py"}}', "'path.py:variable'"),
+        ('{"graphs": {"a": "./agent.py:compiled"}, "dependencies": "."}', "list of folders"),
         ('{"graphs": {"a": "./agent.py:compiled"}, "env": "missing.env"}', "missing.env"),
     ],
 )
 def test_a_malformed_file_says_what_to_do(tmp_path: Path, text: str, sentence: str) -> None:
-    with pytest.raises(CatalogueError, match=sentence):
+    with pytest.raises(ProjectError, match=sentence):
         Catalogue.load(_project(tmp_path, text))
 
 
 def test_an_absent_file_names_the_variable_to_set(tmp_path: Path) -> None:
-    with pytest.raises(CatalogueError, match="COGNI_GRAPHS_FILE"):
+    with pytest.raises(ProjectError, match="COGNI_GRAPHS_FILE"):
         Catalogue.load(tmp_path / "langgraph.json")
 
 

@@ -142,12 +142,19 @@ async def test_a_requested_port_that_is_taken_is_refused_and_nothing_is_left(
     await again.start()
 
 
-async def test_a_langgraph_json_that_is_not_there_is_told_before_anything_starts(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [(None, r"does not exist; name a langgraph\.json"), ("{", "is not JSON")],
+)
+async def test_a_langgraph_json_that_cannot_be_used_is_told_before_anything_starts(
+    tmp_path: Path, text: str | None, sentence: str
 ) -> None:
-    stack = Stack(StackOptions(tmp_path / "data", tmp_path / "langgraph.json"), Reports())
+    file = tmp_path / "langgraph.json"
+    if text is not None:
+        file.write_text(text)
+    stack = Stack(StackOptions(tmp_path / "data", file), Reports())
 
-    with pytest.raises(StandaloneError, match=r"does not exist; name a langgraph\.json"):
+    with pytest.raises(StandaloneError, match=sentence):
         await stack.start()
 
     assert not (tmp_path / "data").exists()

@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import importlib.util
 import inspect
-import json
 import logging
 import os
 import sys
@@ -18,16 +17,16 @@ from langgraph.pregel import Pregel
 
 from services.executor.graphs import Graph, GraphState
 from services.executor.runner.describing import AnyGraph, described
+from services.executor.runner.project import ProjectError, read_project
 
 _log = logging.getLogger(__name__)
 
 #: A folder with more files, or a larger one, is no project of graphs.
 _FILES_MAX = 5000
-_GRAPHS_MAX = 1000
 
 
 class CatalogueError(Exception):
-    """Raised when a langgraph.json cannot be used at all; the text says what to do."""
+    """Raised when a graph cannot be run here; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +49,18 @@ class Catalogue:
         """Import every graph that the file names; one that fails is kept as BROKEN.
 
         Also takes over its `env` for variables that are not set, and puts its local
-        `dependencies` on the import path. Raises CatalogueError.
+        `dependencies` on the import path. Raises ProjectError.
         """
-        project = _read(path)
+        project = read_project(path)
         root = path.parent.resolve()
-        _take_environment(project.get("env"), root, path)
-        for each in project.get("dependencies", ["."]):
-            folder = (root / str(each)).resolve()
-            if str(each).startswith(".") and str(folder) not in sys.path:
+        _take_environment(project.env, root, path)
+        for each in project.dependencies:
+            folder = (root / each).resolve()
+            if each.startswith(".") and str(folder) not in sys.path:
                 sys.path.insert(0, str(folder))
         revision = _revision(root, path)
         return cls(
-            {
-                name: _import(name, _target(target), root, revision)
-                for name, target in project["graphs"].items()
-            }
+            {name: _import(name, target, root, revision) for name, target in project.graphs.items()}
         )
 
     def revision(self, graph_id: str) -> str:
@@ -94,42 +90,13 @@ class Catalogue:
             return Graph(graph_id, entry.revision, GraphState.BROKEN, error=str(error))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        project = json.loads(path.read_text())
-    except OSError as error:
-        raise CatalogueError(
-            f"{path} cannot be read ({error.strerror}): name a langgraph.json in COGNI_GRAPHS_FILE."
-        ) from None
-    except ValueError as error:
-        raise CatalogueError(f"{path} is not JSON: {error}.") from None
-    graphs = project.get("graphs") if isinstance(project, dict) else None
-    if not isinstance(graphs, dict) or not graphs or len(graphs) > _GRAPHS_MAX:
-        raise CatalogueError(
-            f'{path} names no graphs: it needs "graphs", for example '
-            '{"graphs": {"agent": "./agent.py:graph"}}.'
-        )
-    for name, target in graphs.items():
-        if ":" not in _target(target):
-            raise CatalogueError(
-                f"{path}: the graph {name!r} must be given as 'path.py:variable', "
-                f"not {_target(target)!r}."
-            )
-    return dict(project)
-
-
-def _target(target: Any) -> str:
-    """LangGraph allows {"path": "…", "description": "…"} as well as the text alone."""
-    return str(target.get("path", "")) if isinstance(target, dict) else str(target)
-
-
 def _take_environment(env: Any, root: Path, path: Path) -> None:
     if isinstance(env, dict):
         pairs = {str(name): str(value) for name, value in env.items()}
     elif isinstance(env, str):
         file = root / env
         if not file.is_file():
-            raise CatalogueError(f"{path} names the env file {env!r}, which is not there.")
+            raise ProjectError(f"{path} names the env file {env!r}, which is not there.")
         lines = (line.strip() for line in file.read_text().splitlines())
         parts = (line.partition("=") for line in lines if line and not line.startswith("#"))
         pairs = {name.strip(): value.strip().strip("\"'") for name, _, value in parts}

@@ -13,11 +13,12 @@ from typing import Any
 from cogni.graph.guarding import guard_every_tool
 from services.executor.graphs import EVERY_TENANT
 from services.executor.runner.attempt import Workshop
-from services.executor.runner.catalogue import Catalogue, CatalogueError
+from services.executor.runner.catalogue import Catalogue
 from services.executor.runner.credentials import LeasedCredentials
 from services.executor.runner.journal import Journal
 from services.executor.runner.lease_keeper import KeeperTimes, LeaseKeeper
 from services.executor.runner.loop import Loop, LoopSettings
+from services.executor.runner.project import ProjectError
 from services.executor.runner.settings import RunnerSettings
 from services.executor.runner.tokens import RunTokens
 from services.executor.store import graphs
@@ -88,7 +89,7 @@ class Runner:
     def _run(self) -> None:
         try:
             asyncio.run(self._main())
-        except (StartError, SettingsError, CatalogueError, ServiceError) as error:
+        except (StartError, SettingsError, ProjectError, ServiceError) as error:
             self._fail(str(error))
         except BaseException:
             _log.exception("the runner failed; its process ends")

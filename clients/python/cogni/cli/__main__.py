@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -29,6 +31,24 @@ app.add_typer(connections.app, name="connections")
 app.add_typer(ledger.app, name="ledger")
 
 EXIT_REFUSED = 1
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cogni {version('cogni')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """What goes before a command. Its help is the app's own."""
 
 
 def explain(error: CogniError) -> str:
