@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -71,11 +69,18 @@ def current_caller() -> Caller:
         raise RuntimeError("there is no caller here: this code runs outside an RPC") from None
 
 
-@contextmanager
-def acting_as(caller: Caller) -> Iterator[Caller]:
+class acting_as:  # noqa: N801  # used like the function it stands for: `with acting_as(caller):`
     """Makes `caller` the current caller inside the block."""
-    token = _caller.set(caller)
-    try:
-        yield caller
-    finally:
-        _caller.reset(token)
+
+    # A class: contextlib's generators cost ten times as much, and every call passes here.
+    __slots__ = ("_token", "caller")
+
+    def __init__(self, caller: Caller) -> None:
+        self.caller = caller
+
+    def __enter__(self) -> Caller:
+        self._token: Token[Caller] = _caller.set(self.caller)
+        return self.caller
+
+    def __exit__(self, *_: object) -> None:
+        _caller.reset(self._token)

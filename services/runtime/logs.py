@@ -6,9 +6,8 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
+from contextvars import ContextVar, Token
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TextIO
@@ -28,14 +27,21 @@ _SECRETS = (
 )
 
 
-@contextmanager
-def log_context(**fields: str) -> Iterator[None]:
+class log_context:  # noqa: N801  # used like the function it stands for: `with log_context(…):`
     """Adds fields (run_id, tenant_id, …) to every record made inside the block."""
-    token = _fields.set(MappingProxyType({**_fields.get(), **fields}))
-    try:
-        yield
-    finally:
-        _fields.reset(token)
+
+    # A class: contextlib's generators cost ten times as much, and every call passes here twice.
+    __slots__ = ("_fields", "_token")
+
+    def __init__(self, **fields: str) -> None:
+        self._fields = fields
+
+    def __enter__(self) -> None:
+        # Nobody changes a dict once it is in the variable.
+        self._token: Token[Mapping[str, str]] = _fields.set({**_fields.get(), **self._fields})
+
+    def __exit__(self, *_: object) -> None:
+        _fields.reset(self._token)
 
 
 def redact(text: str) -> str:

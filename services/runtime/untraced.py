@@ -22,6 +22,7 @@ from opentelemetry.trace import (
 from opentelemetry.util import types
 
 _SPAN_ID_BITS, _TRACE_ID_BITS = 64, 128
+_NO_FLAGS = TraceFlags.get_default()
 
 
 class IdTracerProvider(TracerProvider):
@@ -58,15 +59,12 @@ class IdTracer(Tracer):
     ) -> Span:
         """A span that only carries ids."""
         parent = trace.get_current_span(context).get_span_context()
-        return NonRecordingSpan(
-            SpanContext(
-                trace_id=parent.trace_id if parent.is_valid else _new_id(_TRACE_ID_BITS),
-                span_id=_new_id(_SPAN_ID_BITS),
-                is_remote=False,
-                trace_flags=parent.trace_flags if parent.is_valid else TraceFlags.get_default(),
-                trace_state=parent.trace_state,
-            )
-        )
+        if parent.is_valid:
+            trace_id, flags = parent.trace_id, parent.trace_flags
+        else:
+            trace_id, flags = _new_id(_TRACE_ID_BITS), _NO_FLAGS
+        span_id = _new_id(_SPAN_ID_BITS)
+        return NonRecordingSpan(SpanContext(trace_id, span_id, False, flags, parent.trace_state))
 
     @contextmanager
     def start_as_current_span(  # type: ignore[override]  # the API's own decorator is private

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import grpc.aio
-
 from services.runtime.access import Access, AccessTable, check_access
 from services.runtime.caller import Caller
 from services.runtime.errors import denied, unauthenticated
+from services.runtime.interceptors.observation import Metadata
 from services.runtime.tokens import TokenVerifier
 
 #: Load balancers check health without an identity.
@@ -39,11 +36,9 @@ class Gatekeeper:
             return Access()
         return self._table.get(method)
 
-    async def admit(
-        self, access: Access | None, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> Caller:
+    async def admit(self, access: Access | None, metadata: Metadata) -> Caller:
         """Raises UNAUTHENTICATED or PERMISSION_DENIED unless the caller may make this call."""
-        caller = await self._verifier.verify(_bearer(context))
+        caller = await self._verifier.verify(_bearer(metadata))
         if access is None:
             # Deny by default (I5); the server refuses to start in this state anyway.
             raise denied("CALLER_NOT_ALLOWED", "This RPC admits nobody.")
@@ -51,8 +46,8 @@ class Gatekeeper:
         return caller
 
 
-def _bearer(context: grpc.aio.ServicerContext[Any, Any]) -> str:
-    found = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+def _bearer(metadata: Metadata) -> str:
+    found = [value for key, value in metadata if key == "authorization"]
     if not found:
         raise unauthenticated(
             "TOKEN_MISSING", "Send a bearer token in the metadata key 'authorization'."

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias, cast
 
@@ -17,7 +17,7 @@ from services.runtime.caller import Caller, acting_as
 from services.runtime.drain import Drain, stopping
 from services.runtime.errors import ServiceError
 from services.runtime.interceptors.authentication import Gatekeeper
-from services.runtime.interceptors.observation import Call, Observer
+from services.runtime.interceptors.observation import Call, Metadata, Observer
 from services.runtime.interceptors.status import (
     STATUS_DETAILS_KEY,
     code_of,
@@ -27,6 +27,7 @@ from services.runtime.interceptors.status import (
     to_status,
     unforeseen,
 )
+from services.runtime.interceptors.timeout import Timeout
 from services.runtime.logs import log_context
 from services.runtime.validation import RuleSet
 
@@ -95,7 +96,7 @@ class Pipeline(grpc.aio.ServerInterceptor):
 
     def _unknown_method(self, method: str) -> Handler:
         async def refuse(request: Any, context: Context) -> Any:
-            with self._observer.call("unknown method", context) as call:
+            with self._observer.call("unknown method", ()) as call:
                 await _refuse(context, not_implemented(), call)
 
         return grpc.unary_unary_rpc_method_handler(refuse)
@@ -126,18 +127,20 @@ class Pipeline(grpc.aio.ServerInterceptor):
         is_open, access = self._gatekeeper.is_open(method), self._gatekeeper.access(method)
 
         async def serve(request: Any, context: Context) -> Any:
-            with self._observer.call(method, context) as call:
+            metadata = _metadata(context)
+            with self._observer.call(method, metadata) as call:
                 seconds = self._deadlines.of(context)
-                timeout = asyncio.timeout(seconds)
+                timeout = Timeout(seconds)
                 try:
-                    async with timeout:
+                    with timeout:
                         if is_open:
                             return await behaviour(request, context)
-                        with await self._admit(access, context, call):
+                        caller = await self._admit(access, metadata, call)
+                        with acting_as(caller), log_context(tenant_id=caller.tenant_id):
                             self._rules.check(request)
                             return await behaviour(request, context)
                 except BaseException as error:
-                    if isinstance(error, TimeoutError) and timeout.expired():
+                    if isinstance(error, TimeoutError) and timeout.expired:
                         error = deadline_exceeded(round(seconds, 3))
                     await _refuse(context, error, call)
 
@@ -150,12 +153,14 @@ class Pipeline(grpc.aio.ServerInterceptor):
         # message is on its way, the handler's own generator is closed here and now, in this
         # task, instead of by the garbage collector in another.
         async def serve(request: Any, context: Context) -> None:
-            with self._observer.call(method, context) as call:
+            metadata = _metadata(context)
+            with self._observer.call(method, metadata) as call:
                 try:
                     if is_open:
                         await _copy(behaviour(request, context), context)
                         return
-                    with await self._admit(access, context, call):
+                    caller = await self._admit(access, metadata, call)
+                    with acting_as(caller), log_context(tenant_id=caller.tenant_id):
                         self._rules.check(request)
                         await _copy(behaviour(request, context), context)
                 except BaseException as error:
@@ -163,19 +168,17 @@ class Pipeline(grpc.aio.ServerInterceptor):
 
         return serve
 
-    async def _admit(self, access: Access | None, context: Context, call: Call) -> Any:
+    async def _admit(self, access: Access | None, metadata: Metadata, call: Call) -> Caller:
         if self._drain.draining.is_set():
             self.refused_by_drain += 1
             raise stopping()
-        caller = await self._gatekeeper.admit(access, context)
+        caller = await self._gatekeeper.admit(access, metadata)
         call.admitted(caller)
-        return _serving(caller)
+        return caller
 
 
-@contextmanager
-def _serving(caller: Caller) -> Iterator[None]:
-    with acting_as(caller), log_context(tenant_id=caller.tenant_id):
-        yield
+def _metadata(context: Context) -> Metadata:
+    return tuple(context.invocation_metadata() or ())
 
 
 async def _copy(responses: AsyncIterator[Any], context: Context) -> None:
