@@ -1,7 +1,7 @@
 """Opens transactions as one of a schema's roles, bound to the tenants they may see."""
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import asyncpg
@@ -14,6 +14,7 @@ from services.runtime.failures import (
     while_connecting,
     while_working,
 )
+from services.runtime.lane import Lane, is_lost
 from services.runtime.pools import DatabaseLimits, RolePools, plain_dsn
 from services.runtime.roles import Roles
 
@@ -68,7 +69,7 @@ class Database:
         happened), or a lock or statement runs out of time; NothingCommittedError when the block
         swallowed a statement's failure.
         """
-        return self._transaction(self._app, _bound(tenant_ids))
+        return self._transaction(self._app, bound_tenants(tenant_ids))
 
     def jobs(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """Open a transaction as the jobs role, which sees every tenant; otherwise as `tenant`."""
@@ -80,11 +81,15 @@ class Database:
         It has a pool of its own. json and jsonb are text on it; a savepoint is made with a
         SAVEPOINT statement, since asyncpg does not know of the transaction.
         """
-        return self._raw_transaction(self._app, _bound(tenant_ids))
+        return self._raw_transaction(self._app, bound_tenants(tenant_ids))
 
     def raw_jobs(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
         """Open a transaction as `jobs` does, giving the asyncpg connection for a hot path."""
         return self._raw_transaction(self._jobs, None)
+
+    def lane(self) -> Lane:
+        """Return a connection of the app role's own, for one loop that lives as long as we do."""
+        return Lane(self._app)
 
     async def check(self) -> None:
         """Connect once as each role; raise DatabaseUnusableError with a sentence on failure."""
@@ -126,7 +131,7 @@ class Database:
         self, pools: RolePools, tenants: str | None
     ) -> AsyncIterator[asyncpg.Connection]:
         async with pools.raw() as connection:
-            with while_working(lambda: _is_lost(connection)):
+            with while_working(lambda: is_lost(connection)):
                 # Both in one round trip; a tenant id has no character that needs quoting.
                 binding = "" if tenants is None else f"; SET LOCAL cogni.tenants TO '{tenants}'"
                 await connection.execute(f"BEGIN{binding}")
@@ -138,7 +143,8 @@ class Database:
                 await connection.execute("COMMIT")
 
 
-def _bound(tenant_ids: tuple[str, ...]) -> str:
+def bound_tenants(tenant_ids: Collection[str]) -> str:
+    """Return the setting that binds a transaction to these tenants; ValueError for no tenant."""
     for tenant_id in tenant_ids:
         if not _TENANT.fullmatch(tenant_id):
             raise ValueError(f"{tenant_id!r} is no tenant id")
@@ -147,16 +153,8 @@ def _bound(tenant_ids: tuple[str, ...]) -> str:
     return ",".join(tenant_ids)
 
 
-def _is_lost(connection: asyncpg.Connection) -> bool:
-    try:
-        return bool(connection.is_closed())
-    except asyncpg.InterfaceError:
-        # A connection that was cut has already left its pool's proxy.
-        return True
-
-
 async def _roll_back(connection: asyncpg.Connection) -> None:
-    if _is_lost(connection):
+    if is_lost(connection):
         return
     try:
         await connection.execute("ROLLBACK", timeout=_ROLL_BACK_SECONDS_MAX)

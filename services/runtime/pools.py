@@ -121,22 +121,32 @@ class RolePools:
         }
         self.engine = _engine(self._options, connections_max, limits)
         self._raw: asyncpg.Pool | None = None
+        #: Raised by `recycle`: connections that were kept since before it are to be given back.
+        self.generation = 0
 
     @asynccontextmanager
     async def raw(self) -> AsyncIterator[asyncpg.Connection]:
         """Lend an asyncpg connection outside a transaction; it must come back so."""
-        with while_connecting():
-            pool = await self._raw_pool()
-            connection = await pool.acquire(
-                timeout=self._limits.wait_for_connection.total_seconds()
-            )
+        connection = await self.take_raw()
         try:
             yield connection
         finally:
-            await pool.release(connection)
+            await self.give_back_raw(connection)
+
+    async def take_raw(self) -> asyncpg.Connection:
+        """Take an asyncpg connection out of the pool; `give_back_raw` it outside a transaction."""
+        with while_connecting():
+            pool = await self._raw_pool()
+            return await pool.acquire(timeout=self._limits.wait_for_connection.total_seconds())
+
+    async def give_back_raw(self, connection: asyncpg.Connection) -> None:
+        """Give back what `take_raw` took, whatever state the connection is in."""
+        pool = await self._raw_pool()
+        await pool.release(connection)
 
     async def recycle(self) -> None:
         """Drop the idle connections; those in use go when they are given back."""
+        self.generation += 1
         await self.engine.dispose()
         if self._raw is not None:
             await self._raw.expire_connections()
