@@ -1,13 +1,12 @@
 """Starts the servers that tests run on, once per session, and stops them at its end."""
 
-import shutil
-import tempfile
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
 from services.standalone.postgres import EmbeddedPostgres
 from services.standalone.redis import EmbeddedRedis
+from tests.scratch import Scratch
 
 _POSTGRES = "postgres_url"
 _REDIS = "redis_url"
@@ -22,6 +21,7 @@ class Servers:
     def __init__(self) -> None:
         self._postgres: EmbeddedPostgres | None = None
         self._redis: EmbeddedRedis | None = None
+        self._scratch: Scratch | None = None
 
     @classmethod
     def given(cls, addresses: Mapping[str, str]) -> "Servers":
@@ -34,15 +34,13 @@ class Servers:
     @cached_property
     def postgres_url(self) -> str:
         """The superuser's URL; starts the server."""
-        folder = Path(tempfile.mkdtemp(prefix="cogni-tests-"))
-        self._postgres = EmbeddedPostgres(folder, durable=False)
+        self._postgres = EmbeddedPostgres(self._folder("postgres"), durable=False)
         return self._postgres.start()
 
     @cached_property
     def redis_url(self) -> str:
         """Redis's URL; starts the server."""
-        folder = Path(tempfile.mkdtemp(prefix="cogni-tests-"))
-        self._redis = EmbeddedRedis(folder)
+        self._redis = EmbeddedRedis(self._folder("redis"))
         return self._redis.start()
 
     def addresses(self) -> dict[str, str]:
@@ -56,5 +54,12 @@ class Servers:
             self._postgres = None
         if self._redis is not None:
             self._redis.stop()
-            shutil.rmtree(self._redis.data_dir, ignore_errors=True)
             self._redis = None
+        if self._scratch is not None:
+            self._scratch.remove()
+            self._scratch = None
+
+    def _folder(self, name: str) -> Path:
+        if self._scratch is None:
+            self._scratch = Scratch.make()
+        return self._scratch.path / name

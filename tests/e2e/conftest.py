@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import pytest
 
-from bench.embedded import Embedded, embedded
-from cogni.client import AsyncClient
+from bench.embedded import STOP_SECONDS_MAX, Embedded, embedded
+from cogni.client import AsyncClient, ClientSettings
 from services.standalone import pds
 from services.standalone.demo import tenant
 from services.standalone.demo.outside import MODEL_KEYS, Bluesky
@@ -50,9 +52,14 @@ class World:
     sessions: list[str]
     team: tenant.Tenant | None = field(default=None)
 
+    @cached_property
+    def environment(self) -> dict[str, str]:
+        """What a client of the tenant has in its environment: asking costs a process each time."""
+        return self.stack.environment(TENANT)
+
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def _running_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("e2e")
     feed = folder / "feed.atom"
     feed.write_text(FEED)
@@ -82,15 +89,26 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             with embedded(GRAPHS, settings, {"COGNI_OTLP_ENDPOINT": collector.url}) as stack:
                 bluesky = Bluesky(url, HANDLE, password, None)
                 yield World(stack, collector, bluesky, feed, sessions)
+                stack.process.wait(STOP_SECONDS_MAX)
         finally:
             server.shutdown()
             thread.join()
             server.server_close()
 
 
+@pytest.fixture(scope="package")
+def world(_running_world: World) -> Iterator[World]:
+    """The folder's one world. Its stack begins to stop behind the last test of the folder.
+
+    So it neither takes a core from the other folders' tests nor lets them wait for its end.
+    """
+    yield _running_world
+    _running_world.stack.process.send_signal(signal.SIGINT)
+
+
 @pytest.fixture
 async def client(world: World) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(world.stack.settings(TENANT)) as client:
+    async with AsyncClient(ClientSettings.from_environment(world.environment)) as client:
         yield client
 
 
@@ -112,4 +130,4 @@ async def grant_id(world: World, client: AsyncClient, team: tenant.Tenant) -> st
 def command_line(world: World) -> dict[str, str]:
     """The environment of somebody who types commands."""
     inherited = {name: value for name, value in os.environ.items() if "COGNI" not in name}
-    return {**inherited, **world.stack.environment(TENANT), "COLUMNS": "300", "NO_COLOR": "1"}
+    return {**inherited, **world.environment, "COLUMNS": "300", "NO_COLOR": "1"}

@@ -17,7 +17,7 @@ from cogni.scheduler.v1.scheduler_service_pb2 import (
 from cogni.scheduler.v1.spec_pb2 import CronRecurrence, ScheduleSpec
 from services.standalone.demo import tenant
 from tests.e2e.collector import Seen
-from tests.e2e.conftest import PROMPT_CANARY, TENANT, World
+from tests.e2e.conftest import PROMPT_CANARY, World
 from tests.e2e.waiting import bill, run_of_slot, until, whole_log
 
 #: Every link of the chain, as (process, span); the message that starts a run and the one that
@@ -107,7 +107,7 @@ async def test_no_prompt_token_or_credential_is_in_any_span(
     forbidden = {
         PROMPT_CANARY,
         world.bluesky.app_password,
-        world.stack.environment(TENANT)["COGNI_TOKEN"],
+        world.environment["COGNI_TOKEN"],
         *world.sessions,
     }
     # The head of every JWT: callers', services', runs' and sessions' alike.
