@@ -7,7 +7,7 @@ LONG ?=
 ARGS ?=
 SEED ?=
 JSON ?=
-PARALLEL ?= -n 2 --dist loadscope
+PARALLEL ?= -n 3 --dist loadscope
 
 export LITELLM_LOCAL_MODEL_COST_MAP := True
 

@@ -14,6 +14,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
 import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pydantic import Field, field_validator
 
 from services.connections.credential import BearerCredential
@@ -91,6 +94,7 @@ class GitHubAppSessions:
     def __init__(self, private_keys: Mapping[str, str]) -> None:
         """`private_keys` are PEM texts by name."""
         self._private_keys = private_keys
+        self._parsed: dict[str, RSAPrivateKey] = {}
 
     async def begin(self, material: Material, http: Http, now: datetime) -> Session:
         """Mint a token with everything the installation has."""
@@ -115,8 +119,7 @@ class GitHubAppSessions:
         return _session(answer, settings, now)
 
     def _app_token(self, settings: GitHubAppSettings, now: datetime) -> str:
-        private_key = self._private_keys.get(settings.private_key)
-        if private_key is None:
+        if settings.private_key not in self._private_keys:
             raise answer_invalid(
                 f"The operator has no private key named {settings.private_key!r}.",
                 maybe_done=False,
@@ -127,12 +130,23 @@ class GitHubAppSessions:
             "iss": settings.app_id,
         }
         try:
-            return jwt.encode(claims, private_key, algorithm="RS256")
-        except (jwt.PyJWTError, ValueError, TypeError):
+            return jwt.encode(claims, self._key(settings.private_key), algorithm="RS256")
+        except (jwt.PyJWTError, UnsupportedAlgorithm, ValueError, TypeError):
             raise answer_invalid(
                 f"The private key {settings.private_key!r} is not an RSA key in PEM.",
                 maybe_done=False,
             ) from None
+
+    def _key(self, name: str) -> RSAPrivateKey:
+        """Raises ValueError, TypeError or UnsupportedAlgorithm when it is no RSA key in PEM."""
+        # Parsed once for all leases: checking an RSA key's numbers takes tens of milliseconds,
+        # in which the server does nothing else.
+        if name not in self._parsed:
+            key = load_pem_private_key(self._private_keys[name].encode(), password=None)
+            if not isinstance(key, RSAPrivateKey):
+                raise TypeError(f"{type(key).__name__} is no RSA key")
+            self._parsed[name] = key
+        return self._parsed[name]
 
 
 def narrowed(wish: LeaseWish) -> dict[str, Any]:
