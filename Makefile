@@ -7,9 +7,12 @@ LONG ?=
 ARGS ?=
 SEED ?=
 JSON ?=
+# Three for two cores: some tests wait for processes they have started.
 PARALLEL ?= -n 3 --dist loadscope
 
 export LITELLM_LOCAL_MODEL_COST_MAP := True
+# Where it is set, every process of a stack and of the tests compiles all of our modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 

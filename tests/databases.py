@@ -17,7 +17,8 @@ from services.runtime.pools import DatabaseLimits
 
 _LOGIN = "service_login"
 _PASSWORD = "service"
-_FINAL_SECONDS_MAX = 10.0
+# A busy machine may hold another test's transaction open for long; none may for ever.
+_FINAL_SECONDS_MAX = 60.0
 _GONE_MS_MAX = 10_000
 
 

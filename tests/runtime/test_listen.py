@@ -8,6 +8,7 @@ import pytest
 from services.runtime.listen import Listener, Wakeup, notify
 
 NEVER_SECONDS = 3600.0
+DEADLINE_SECONDS = 60
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ async def listener(db):
 
 
 async def soon(awaitable):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         return await awaitable
 
 

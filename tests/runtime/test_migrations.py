@@ -16,6 +16,7 @@ from services.runtime.roles import Roles, ensure_roles
 from services.standalone.ports import free_port
 
 PACKAGE = "tests.runtime.migrated"
+DEADLINE_SECONDS = 60
 
 
 async def run(url, schema="notes", package=PACKAGE, **options):
@@ -128,7 +129,7 @@ async def test_a_role_that_another_database_makes_at_the_same_moment_is_taken(
         await rival.execute(half_done.format(app=roles.app, owner=roles.owner))
 
         losing = asyncio.create_task(ensure_roles(loser, fresh_schema))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             while not await waits_for_lock(admin_url, loser):
                 assert not losing.done()
         await transaction.commit()
