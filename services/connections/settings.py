@@ -12,6 +12,7 @@ from services.connections.egress_rules import EgressRules
 from services.connections.keyring import KeyRing, KeyRingError, parse_key_ring
 from services.connections.providers.oauth import OAuthClient
 from services.connections.use_cases.authorizations import Redirects
+from services.connections.webhook import SHAPE, Endpoint, WebhookError, parse_endpoints
 from services.runtime.command import ServiceProcessSettings
 from services.runtime.settings import SettingsError, own
 
@@ -56,6 +57,12 @@ class ConnectionsSettings(ServiceProcessSettings):
     github_keys: SecretStr | None = own(
         None, 'The private keys of your GitHub Apps, in PEM, by name: {"my-app": "-----BEGIN…"}.'
     )
+    webhooks: SecretStr | None = own(
+        None,
+        "Where signed events of connections are sent, by tenant: "
+        '{"acme": {"url": "https://…", "secrets": ["whsec_…"]}}; "*" stands for tenants without '
+        "an entry. Two secrets sign side by side while one replaces the other.",
+    )
     callback_url: str = own(
         "",
         "Public URL of the callback process (python -m services.connections callback), as it is "
@@ -80,7 +87,7 @@ class ConnectionsSettings(ServiceProcessSettings):
             EgressRules.parse(self.egress_allow)
         except ValueError as error:
             yield f"COGNI_CONNECTIONS_EGRESS_ALLOW: {error}."
-        for read in (key_ring, oauth_clients, github_keys):
+        for read in (key_ring, oauth_clients, github_keys, webhooks):
             try:
                 read(self)
             except SettingsError as error:
@@ -141,6 +148,29 @@ def github_keys(settings: ConnectionsSettings) -> dict[str, str]:
     if not all(isinstance(pem, str) and "PRIVATE KEY" in pem for pem in found.values()):
         raise problem
     return found
+
+
+def webhooks(settings: ConnectionsSettings) -> dict[str, Endpoint]:
+    """Where events go, by tenant. Raises SettingsError."""
+    variable = "COGNI_CONNECTIONS_WEBHOOKS_FILE"
+    problem = SettingsError([f"{variable} must look like {SHAPE}."])
+    try:
+        endpoints = parse_endpoints(_json_object(settings.webhooks, problem))
+        rules = EgressRules.parse(settings.egress_allow)
+    except WebhookError as error:
+        raise SettingsError([f"{variable}: {error}."]) from None
+    except ValueError:
+        # EGRESS_ALLOW itself is wrong, and says so.
+        return {}
+    complaints = [
+        f"{variable}: the URL of {tenant_id!r} {complaint}; COGNI_CONNECTIONS_EGRESS_ALLOW can "
+        "name its host and port."
+        for tenant_id, endpoint in endpoints.items()
+        if (complaint := rules.complaint_about_url(endpoint.url)) is not None
+    ]
+    if complaints:
+        raise SettingsError(complaints)
+    return endpoints
 
 
 def _json_object(secret: SecretStr | None, problem: SettingsError) -> dict[str, Any]:
