@@ -68,12 +68,14 @@ def origin_of(url: str) -> Origin:
         raise ValueError(f"must be at most {_URL_LENGTH_MAX} characters long")
     if not url.isprintable() or " " in url or "\\" in url:
         raise ValueError("must not contain spaces, backslashes or control characters")
+    if not url.isascii():
+        raise ValueError("must be ASCII: write the host in punycode and the rest percent-encoded")
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
         raise ValueError("is not a URL") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
         raise ValueError("must be an http or https URL with a host")
     if parts.username is not None or parts.password is not None:
         raise ValueError("must not contain a user name or password")

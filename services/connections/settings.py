@@ -178,7 +178,7 @@ def _json_object(secret: SecretStr | None, problem: SettingsError) -> dict[str, 
         return {}
     try:
         content = json.loads(secret.get_secret_value())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise problem from None
     if not isinstance(content, dict):
         raise problem

@@ -219,13 +219,6 @@ async def test_blueskys_answers_are_told_apart(given: Answer, kind: FailureKind)
     assert caught.value.kind is kind
 
 
-@given(st.binary(max_size=300), st.sampled_from([200, 201, 400, 401, 404, 500]))
-async def test_no_answer_makes_a_provider_fail_otherwise(body: bytes, status: int) -> None:
-    for provider, material in ((BLUESKY, BLUESKY_MATERIAL), (GITHUB, GITHUB_MATERIAL)):
-        with pytest.raises(ProviderError):
-            await begin(provider, material, Scripted(Answer(status, {}, body)))
-
-
 @given(st.text(max_size=60))
 async def test_no_token_makes_the_expiry_reader_fail_or_believe_too_much(token: str) -> None:
     if not token:

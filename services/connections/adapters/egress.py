@@ -66,7 +66,8 @@ class VettedBackend(httpcore2.AsyncNetworkBackend):
         """Resolve, check every address, connect to the first that answers."""
         try:
             addresses = await self._resolve(host, port)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
+            # UnicodeError: a label that is empty or too long for DNS.
             raise httpcore2.ConnectError("the name does not resolve") from error
         # One forbidden address among public ones is how rebinding attacks begin: refuse them all.
         if not self._rules.allows_by_name(host, port) and not all(
@@ -123,6 +124,8 @@ class Egress:
         complaint = self._rules.complaint_about_url(request.url)
         if complaint is not None:
             raise _forbidden(f"The address {complaint}.")
+        if not all(value.isascii() for value in request.headers.values()):
+            raise answer_invalid("The credential does not fit into a header.", maybe_done=False)
         try:
             async with asyncio.timeout(self._limits.total.total_seconds()):
                 return await self._exchange(request)

@@ -37,6 +37,7 @@ from services.connections.providers.http import (
     raise_for_trouble,
     retry_after,
     text_field,
+    token_field,
 )
 from services.connections.providers.provider import (
     LeaseWish,
@@ -210,12 +211,12 @@ def _session(answer: Answer, settings: GitHubAppSettings, now: datetime) -> Sess
         raise answer_invalid(f"GitHub answered {answer.status}.")
     permissions = content.get("permissions")
     scopes = (
-        tuple(sorted(f"{name}:{level}" for name, level in permissions.items()))
+        tuple(sorted(filter(_PERMISSION.fullmatch, map(":".join, _texts(permissions)))))
         if isinstance(permissions, dict)
         else ()
     )
     return Session(
-        {"access_token": text_field(content, "token", who=_WHO)},
+        {"access_token": token_field(content, "token", who=_WHO)},
         _expiry(text_field(content, "expires_at", who=_WHO), now),
         scopes=scopes,
         account_id=settings.installation_id,
@@ -223,13 +224,17 @@ def _session(answer: Answer, settings: GitHubAppSettings, now: datetime) -> Sess
     )
 
 
+def _texts(permissions: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(name, level) for name, level in permissions.items() if isinstance(level, str)]
+
+
 def _expiry(stated: str, now: datetime) -> datetime:
     try:
         moment = datetime.fromisoformat(stated)
-    except ValueError as error:
+        moment = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
         raise answer_invalid("GitHub answered with an 'expires_at' that is no time.") from error
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return min(max(moment.astimezone(UTC), now), now + timedelta(hours=1))
+    return min(max(moment, now), now + timedelta(hours=1))
 
 
 async def _probe(material: Material, http: Http, now: datetime) -> str:

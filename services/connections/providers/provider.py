@@ -243,6 +243,7 @@ class Provider:
             for name, length in (*rule.required.items(), *rule.optional.items())
             if (value := secret.values.get(name, "")) or name in rule.required
             if (complaint := _complaint(value, length))
+            or (complaint := _header_complaint(secret.kind, value))
         ]
         if secret.kind is AuthKind.OAUTH2 and not (
             secret.values.get("access_token") or secret.values.get("refresh_token")
@@ -284,6 +285,13 @@ _SECRET_FIELDS: Mapping[AuthKind, str] = {
     AuthKind.APP_PASSWORD: "app_password",
     AuthKind.OAUTH2: "oauth_tokens",
 }
+
+
+def _header_complaint(kind: AuthKind, value: str) -> str | None:
+    # Keys and tokens travel in headers; passwords and client secrets are encoded first.
+    if kind in (AuthKind.API_KEY, AuthKind.OAUTH2) and not value.isascii():
+        return "must be ASCII: no header could carry it"
+    return None
 
 
 def _complaint(value: str, length_max: int) -> str | None:

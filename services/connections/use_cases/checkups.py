@@ -169,7 +169,8 @@ class Checkups:
                     reason=failed.reason if failed else "",
                 ),
             )
-        missing = tuple(sorted(set(required_scopes) - set(connection.scopes)))
+        provider = self._catalogue.get(connection.provider)
+        missing = tuple(provider.missing_scopes(connection.scopes, required_scopes))
         return Checkup(checks, missing, connection)
 
 

@@ -37,6 +37,7 @@ from services.runtime.ids import new_id
 from services.runtime.paging import decode_page_token, encode_page_token, page_limit
 
 CONNECTIONS_PER_TENANT_MAX = 10_000
+DISPLAY_NAME_LENGTH_MAX = 200
 
 
 class Connections:
@@ -195,7 +196,9 @@ class Connections:
             connection_id=connection_id,
             provider=wanted.provider,
             auth_kind=kind,
-            display_name=wanted.display_name or account_name or provider.display_name,
+            display_name=wanted.display_name
+            or account_name[:DISPLAY_NAME_LENGTH_MAX]
+            or provider.display_name,
             labels=wanted.labels,
             settings=settings.model_dump(mode="json"),
             owner=caller.owner,

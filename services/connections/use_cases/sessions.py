@@ -11,9 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from enum import Enum
 
 from services.connections.access_log import Action, Decision, Entry
 from services.connections.connection import STATE_MESSAGES, Connection, State, check_usable
@@ -22,6 +19,7 @@ from services.connections.providers.failures import FailureKind, ProviderError
 from services.connections.providers.http import Http
 from services.connections.providers.provider import Material, Provider
 from services.connections.renewal import (
+    BACKOFF_MAX,
     RenewalLimits,
     is_verdict,
     put_off_for,
@@ -31,41 +29,17 @@ from services.connections.renewal import (
 from services.connections.secret import SESSION, Session
 from services.connections.store import access_log, connections, credentials, refreshes
 from services.connections.store.credentials import StoredCredentials
-from services.connections.use_cases.sealed import Vault
+from services.connections.use_cases.renewal_claims import Claimed, Turn, in_progress, put_off
+from services.connections.use_cases.sealed import UNREADABLE, Vault
 from services.connections.vault import Binding
 from services.runtime.database import Database
-from services.runtime.errors import ErrorKind, ServiceError, not_found
+from services.runtime.errors import ServiceError, not_found
 from services.runtime.ids import new_id
 
 _log = logging.getLogger(__name__)
 
-
-class Turn(Enum):
-    """What came of asking for a renewal's turn."""
-
-    MINE = "mine"
-    BUSY = "busy"
-    DONE = "done"
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """A turn: whose it is and what to work with."""
-
-    turn: Turn
-    connection: Connection
-    provider: Provider
-    material: Material
-    generations: tuple[int, int]
-    attempts: int
-    maybe_done: bool
-    now: datetime
-    claimed_at: float
-
-    @property
-    def generation(self) -> int:
-        """The session's generation that is renewed."""
-        return self.generations[1]
+#: Renewals that nobody waits for run side by side, so that a slow provider keeps few others back.
+DUE_AT_ONCE = 16
 
 
 class Sessions:
@@ -105,16 +79,21 @@ class Sessions:
         """Renew every session whose time has come, a bounded batch; how many were tried."""
         async with self._database.jobs() as tx:
             due = await refreshes.due(tx)
-        for tenant_id, connection_id in due:
-            async with self._database.tenant(tenant_id) as tx:
-                generation = (
-                    await credentials.get(tx, tenant_id, connection_id)
-                ).session_generation
-            try:
-                await self.renew(tenant_id, connection_id, generation)
-            except ServiceError as error:
-                _log.info("renewal of connection %s put off: %s", connection_id, error.reason)
+        gate = asyncio.Semaphore(DUE_AT_ONCE)
+        await asyncio.gather(*(self._renew_due(gate, *each) for each in due))
         return len(due)
+
+    async def _renew_due(self, gate: asyncio.Semaphore, tenant_id: str, connection_id: str) -> None:
+        try:
+            async with gate:
+                async with self._database.tenant(tenant_id) as tx:
+                    stored = await credentials.get(tx, tenant_id, connection_id)
+                await self.renew(tenant_id, connection_id, stored.session_generation)
+        except ServiceError as error:
+            _log.info("renewal of connection %s put off: %s", connection_id, error.reason)
+        except Exception:
+            # One connection that meets a defect of ours must not hold up everybody else's.
+            _log.exception("renewal of connection %s failed", connection_id)
 
     async def close(self) -> None:
         """Wait for the renewals under way: each is bounded by the provider's timeout."""
@@ -137,13 +116,18 @@ class Sessions:
     async def _renew(self, tenant_id: str, connection_id: str, generation: int) -> None:
         deadline = time.monotonic() + self._limits.claim.total_seconds() * 2
         while True:
-            claimed = await self._claim(tenant_id, connection_id, generation)
+            try:
+                claimed = await self._claim(tenant_id, connection_id, generation)
+            except ServiceError as error:
+                if error.reason == UNREADABLE:
+                    await self._set_aside(tenant_id, connection_id)
+                raise
             if claimed.turn is Turn.DONE:
                 return None
             if claimed.turn is Turn.MINE:
                 return await self._ask(claimed)
             if time.monotonic() > deadline:
-                raise _in_progress()
+                raise in_progress()
             await asyncio.sleep(self._limits.poll.total_seconds())
 
     async def _claim(self, tenant_id: str, connection_id: str, generation: int) -> Claimed:
@@ -178,9 +162,10 @@ class Sessions:
             check_usable(connection)
             if journal.claimed:
                 return claimed(Turn.BUSY, nothing, 0, False)
-            if journal.not_before is not None and journal.not_before > journal.now:
-                raise _put_off(journal.reason, journal.not_before - journal.now)
+            # Opened first: that it cannot be read is a better answer than to wait.
             material = await self._material(connection, provider, stored)
+            if journal.not_before is not None and journal.not_before > journal.now:
+                raise put_off(journal.reason, journal.not_before - journal.now)
             maybe_done = journal.maybe_done or journal.abandoned
             attempts = journal.attempts + 1
             await refreshes.claim(
@@ -196,6 +181,34 @@ class Sessions:
             if connection.state is State.ACTIVE and generation > 0:
                 await connections.change_state(tx, tenant_id, connection_id, State.REFRESHING)
             return claimed(Turn.MINE, material, attempts, maybe_done)
+
+    async def _set_aside(self, tenant_id: str, connection_id: str) -> None:
+        """Leave what cannot be read alone for a while; its connection lives, since the operator
+        may only have forgotten a key."""
+        async with self._database.tenant(tenant_id) as tx:
+            head = await access_log.lock_head(tx, tenant_id)
+            connection = await connections.get(tx, tenant_id, connection_id)
+            if connection is None:
+                return
+            journal = await refreshes.lock(tx, tenant_id, connection_id)
+            await refreshes.put_off(
+                tx,
+                tenant_id,
+                connection_id,
+                until=journal.now + BACKOFF_MAX,
+                maybe_done=journal.maybe_done or journal.abandoned,
+                reason=UNREADABLE,
+            )
+            if journal.reason != UNREADABLE:
+                entry = Entry(
+                    Action.REFRESH_CREDENTIAL,
+                    Decision.FAILED,
+                    self._actor,
+                    connection_id=connection_id,
+                    provider=connection.provider,
+                    reason=UNREADABLE,
+                )
+                await access_log.append(tx, head, entry)
 
     async def _material(
         self, connection: Connection, provider: Provider, stored: StoredCredentials
@@ -376,22 +389,3 @@ def _forget(task: asyncio.Task[None]) -> None:
     # A failure belongs to whoever waits; where nobody does, the journal and the log have it.
     if not task.cancelled():
         task.exception()
-
-
-def _in_progress() -> ServiceError:
-    return ServiceError(
-        ErrorKind.UNAVAILABLE,
-        "REFRESH_IN_PROGRESS",
-        "The credential is being renewed by another call.",
-        retry_after=timedelta(seconds=1),
-    )
-
-
-def _put_off(reason: str, wait: timedelta) -> ServiceError:
-    limited = reason == FailureKind.RATE_LIMITED.value
-    return ServiceError(
-        ErrorKind.RESOURCE_EXHAUSTED if limited else ErrorKind.UNAVAILABLE,
-        reason or FailureKind.UNAVAILABLE.value,
-        "The provider failed or asked to wait; it is not asked again before the delay is over.",
-        retry_after=wait,
-    )
