@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Iterable
+from typing import Annotated, cast
 
 import typer
 
@@ -17,8 +18,10 @@ from cogni.cli.arguments import (
     labels,
     request_id,
 )
-from cogni.cli.output import name_of, pages, show, show_all, show_created, time_of
+from cogni.cli.output import console, name_of, pages, show, show_all, show_created, time_of
+from cogni.cli.proofs import EXIT_NOT_PROVEN
 from cogni.client import Client
+from cogni.client.access_log import Head, TamperedError, verify_records
 from cogni.connections.v1.access_record_pb2 import AccessAction, AccessDecision, AccessRecord
 from cogni.connections.v1.connection_pb2 import Connection, ConnectionState
 from cogni.connections.v1.connections_service_pb2 import (
@@ -210,3 +213,31 @@ def records(
             row,
             as_json,
         )
+
+
+@app.command("verify-records")
+def verify_whole_log(
+    head: Annotated[
+        str, typer.Option(help="A head that an earlier check printed, kept elsewhere.")
+    ] = "",
+) -> None:
+    """Check that no record of who used which credential was changed, removed or inserted.
+
+    Reads the whole log and prints its head: keep it away from the database, and give it to the
+    next check. Exits 4 when the log is not what was once written.
+    """
+    try:
+        kept = Head.parse(head) if head else None
+    except ValueError:
+        raise typer.BadParameter("a head is SEQUENCE:HASH", param_hint="--head") from None
+    request = ListAccessRecordsRequest(oldest_first=True)
+    with Client() as client:
+        found = pages(client.connections.ListAccessRecords, request, "records", sys.maxsize)
+        try:
+            end = verify_records(cast("Iterable[AccessRecord]", found), kept=kept)
+        except TamperedError as error:
+            sys.stderr.write(f"NOT PROVEN: {error}\n")
+            raise typer.Exit(EXIT_NOT_PROVEN) from None
+    out = console()
+    out.print(f"{end.sequence} records, none changed, removed or inserted")
+    out.print(f"head: {end}", soft_wrap=True)
