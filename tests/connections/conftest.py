@@ -52,6 +52,7 @@ class ScriptedSessions:
     """A provider whose answers a test decides; counts what it was asked."""
 
     lasts: timedelta = timedelta(hours=2)
+    scopes: tuple[str, ...] = ()
     begun: int = 0
     renewed: int = 0
     next_failure: Exception | None = None
@@ -83,6 +84,7 @@ class ScriptedSessions:
                 "refresh_token": f"{CANARY}-refresh-{number}",
             },
             expire_time=now + self.lasts,
+            scopes=self.scopes,
             account_id="acct-1",
             account_name="ann",
         )
