@@ -13,15 +13,21 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from services.connections.adapters.egress import Egress, EgressLimits
+from services.connections.composition import list_undelivered
 from services.connections.connection import State, StateReason
 from services.connections.egress_rules import EgressRules
+from services.connections.settings import ConnectionsSettings, webhooks
 from services.connections.store import connections, events
-from services.connections.use_cases.webhooks import LIMITS, Webhooks, describe
+from services.connections.use_cases.webhooks import LIMITS, Webhooks
 from services.connections.webhook import AGE_MAX, Endpoint, WebhookError, parse_endpoints
+from services.runtime.command import Process
+from services.runtime.drain import Drain
 from services.runtime.relay import Relay, RelayLimits
+from services.runtime.settings import SettingsError
 from tests.connections.conftest import CANARY, World, user
 
 OLD, NEW = f"whsec_{'b2xk' * 8}", f"whsec_{'bmV3' * 8}"
@@ -264,8 +270,16 @@ async def test_it_waits_longer_each_time_and_as_long_as_the_receiver_asks(
     assert len(receiver.seen) == 3
 
 
+def process_of(world: World) -> Any:
+    """A process of the operator's, with access to the world's database."""
+    written = ConnectionsSettings.model_validate(
+        {"database_url": world.database.url, "listen": "127.0.0.1:0"}
+    )
+    return Process(written, telemetry=None, drain=Drain())  # type: ignore[arg-type]
+
+
 async def test_after_a_day_it_is_given_up_seen_by_the_operator_and_can_be_sent_again(
-    world: World, receiver: Receiver
+    world: World, receiver: Receiver, capsys: pytest.CaptureFixture[str]
 ) -> None:
     receiver.statuses = [500, 500]
     await world.connect(user())
@@ -276,10 +290,13 @@ async def test_after_a_day_it_is_given_up_seen_by_the_operator_and_can_be_sent_a
 
     (found,) = await given_up(world)
     assert (found.event_id, found.attempts) == (receiver.ids()[0], 2)
-    assert "connection.created" in describe(found)
-    assert "HTTP 500" in describe(found)
-    async with world.database.jobs() as tx:
-        assert await events.send_again(tx, limit=10) == 1
+    process = process_of(world)
+    await list_undelivered(process, send_again=False)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert found.event_id in line
+    assert line.endswith("2 attempts, it answered HTTP 500")
+    await list_undelivered(process, send_again=True)
+    assert capsys.readouterr().out == "1 are sent again.\n"
     await send(sender(world, receiver))
 
     assert receiver.seen[2][1] == receiver.seen[0][1]
@@ -343,3 +360,16 @@ def test_endpoints_of_a_wrong_shape_are_refused_without_showing_a_secret(content
         parse_endpoints(content)
     assert "hunter2" not in str(refused.value)
     assert NEW not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://hooks.example.com", "https://10.0.0.1/hook", "https://u:hunter2@example.com"]
+)
+def test_an_endpoint_that_would_never_be_called_is_refused_at_the_start(url: str) -> None:
+    content = json.dumps({"acme": {"url": url, "secrets": [NEW]}})
+    written = ConnectionsSettings.model_construct(webhooks=SecretStr(content), egress_allow="")
+    with pytest.raises(SettingsError) as refused:
+        webhooks(written)
+    (problem,) = refused.value.problems
+    assert "COGNI_CONNECTIONS_WEBHOOKS_FILE: the URL of 'acme'" in problem
+    assert "hunter2" not in problem
