@@ -79,6 +79,10 @@ def origin_of(url: str) -> Origin:
         raise ValueError("must be an http or https URL with a host")
     if parts.username is not None or parts.password is not None:
         raise ValueError("must not contain a user name or password")
+    if ":" not in parts.hostname and not all(
+        0 < len(label) < 64 for label in parts.hostname.removesuffix(".").split(".")
+    ):
+        raise ValueError("must have a host whose parts are 1 to 63 characters long")
     default = 443 if parts.scheme == "https" else 80
     return Origin(parts.scheme, parts.hostname.lower(), port or default)
 

@@ -224,9 +224,20 @@ class Provider:
             return self.settings.model_validate(values)
         except ValidationError as error:
             return [
-                Violation(".".join(("settings", *(str(part) for part in each["loc"]))), each["msg"])
+                Violation(
+                    ".".join(("settings", *(str(part) for part in each["loc"]))),
+                    self._complaint_about_setting(each["type"], each["msg"]),
+                )
                 for each in error.errors(include_input=False, include_url=False)
             ]
+
+    def _complaint_about_setting(self, kind: str, message: str) -> str:
+        """What pydantic found, in the words of the other violations."""
+        if kind == "extra_forbidden":
+            names = ", ".join(self.settings.model_fields) or "none"
+            return f"is no setting of {self.id}; it has: {names}"
+        known = _SETTING_COMPLAINTS.get(kind)
+        return known or message.removeprefix("Value error, ").replace("String should", "must", 1)
 
     def secret_violations(self, secret: Secret | None) -> list[Violation]:
         """Everything that is wrong with a secret for this provider."""
@@ -277,8 +288,17 @@ class Provider:
         ]
 
     def _kinds(self) -> str:
-        return " or ".join(kind.value.lower() for kind in self.auth_kinds)
+        named = [_SECRET_FIELDS[kind] for kind in self.auth_kinds if kind in _SECRET_FIELDS]
+        known = " or ".join(f"secret.{each}" for each in named) or "none"
+        return f"{known}, or BeginAuthorization without one" if self.oauth else known
 
+
+_SETTING_COMPLAINTS: Mapping[str, str] = {
+    "missing": "is required",
+    "string_type": "must be a text",
+    "tuple_type": "must be a list",
+    "model_type": "must be an object",
+}
 
 _SECRET_FIELDS: Mapping[AuthKind, str] = {
     AuthKind.API_KEY: "api_key",
