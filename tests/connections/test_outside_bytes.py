@@ -194,7 +194,30 @@ def usable(provider: Provider, material: Material, session: Session) -> None:
     assert all(" " <= character <= "~" for value in session.values.values() for character in value)
 
 
+def spelled(**content: Any) -> bytes:
+    return json.dumps(content).encode()
+
+
+# What once went wrong is tried each time.
 @given(st.sampled_from(PROVIDERS), statuses, headers, bodies)
+@example(PROVIDERS[-1], 400, {}, spelled(error=CANARY))
+@example(PROVIDERS[-1], 200, {}, spelled(access_token="a", token_type=CANARY))
+@example(PROVIDERS[-1], 200, {"content-type": f"text/{CANARY}"}, b"html")
+@example(PROVIDERS[-1], 200, {}, spelled(access_token="t\u00f6ken"))
+@example(PROVIDERS[-1], 200, {}, spelled(access_token="a", refresh_token="\ud800"))
+@example(PROVIDERS[-1], 200, {}, spelled(access_token="a", scope="a\0b"))
+@example(PROVIDERS[-1], 200, {}, b"quotes")
+@example(PROVIDERS[0], 200, {}, spelled(accessJwt="a", refreshJwt="r\n", did="did:x"))
+@example(
+    PROVIDERS[0], 200, {}, spelled(accessJwt="a", refreshJwt="r", did="did:x", handle="\ud800")
+)
+@example(
+    PROVIDERS[1],
+    201,
+    {},
+    spelled(token="t", expires_at="2026-03-01T13:00:00Z", permissions={"a\0": "read", "b": 1}),
+)
+@example(PROVIDERS[1], 201, {}, spelled(token="t", expires_at="0001-01-01T00:00:00+23:59"))
 @LONG
 async def test_no_answer_of_a_provider_is_misread(
     chosen: tuple[Provider, dict[str, Any]], status: int, given_headers: dict[str, str], body: bytes

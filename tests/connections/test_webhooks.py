@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -24,6 +24,7 @@ from services.connections.settings import ConnectionsSettings, webhooks
 from services.connections.store import connections, events
 from services.connections.use_cases.webhooks import LIMITS, Webhooks
 from services.connections.webhook import AGE_MAX, Endpoint, WebhookError, parse_endpoints
+from services.runtime import outbox
 from services.runtime.command import Process
 from services.runtime.drain import Drain
 from services.runtime.relay import Relay, RelayLimits
@@ -42,6 +43,8 @@ class Receiver:
     statuses: list[int] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b"ok"
+    #: What it waits for before it answers.
+    answers: Event = field(default_factory=Event)
     seen: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
 
     def told(self) -> list[dict[str, Any]]:
@@ -54,11 +57,13 @@ class Receiver:
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     receiver = Receiver()
+    receiver.answers.set()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             receiver.seen.append(({k.lower(): v for k, v in self.headers.items()}, body))
+            receiver.answers.wait(30)
             self.send_response(receiver.statuses.pop(0) if receiver.statuses else 200)
             for name, value in receiver.headers.items():
                 self.send_header(name, value)
@@ -96,10 +101,11 @@ def sender(
     after: timedelta = timedelta(0),
     limits: RelayLimits = AT_ONCE,
     allow: bool = True,
+    patience: timedelta = timedelta(seconds=5),
 ) -> Sender:
     address = receiver.url.removeprefix("http://").removesuffix("/hook")
     rules = EgressRules.parse(address if allow else "")
-    egress = Egress(rules, limits=EgressLimits(total=timedelta(seconds=5)))
+    egress = Egress(rules, limits=EgressLimits(total=patience))
     webhooks = Webhooks(
         world.database,
         egress,
@@ -233,6 +239,19 @@ async def test_two_processes_send_each_event_once(world: World, receiver: Receiv
     assert len(receiver.seen) == len(set(receiver.ids())) == 20
 
 
+async def test_what_was_taken_is_not_told_again_because_its_neighbour_was_not(
+    world: World, receiver: Receiver
+) -> None:
+    receiver.statuses = [200, 500, 200]
+    for _ in range(3):
+        await world.connect(user())
+
+    await send(sender(world, receiver), times=3)
+
+    assert len(receiver.seen) == 4
+    assert len(set(receiver.ids())) == 3
+
+
 @pytest.mark.parametrize(
     ("status", "body"), [(500, b"<html>oops"), (404, b""), (302, b""), (429, b"\xff\x00")]
 )
@@ -248,6 +267,26 @@ async def test_anything_but_acceptance_is_tried_again_under_the_same_id(
     assert len(receiver.seen) == 3
     assert len(set(receiver.ids())) == 1
     assert await given_up(world) == []
+
+
+async def test_a_receiver_that_is_slow_or_away_is_left_in_time_and_asked_again(
+    world: World, receiver: Receiver
+) -> None:
+    await world.connect(user())
+    receiver.answers.clear()
+    await send(sender(world, receiver, patience=timedelta(milliseconds=200)))
+    async with world.database.jobs() as tx:
+        (owed,) = await outbox.owed(tx)
+    assert (owed.entries, owed.stuck) == (1, 0)
+    receiver.answers.set()
+    there, receiver.url = receiver.url, "http://127.0.0.1:1/hook"
+    await send(sender(world, receiver))
+    receiver.url = there
+
+    await send(sender(world, receiver))
+
+    assert len(receiver.seen) == 2
+    assert len(set(receiver.ids())) == 1
 
 
 async def test_it_waits_longer_each_time_and_as_long_as_the_receiver_asks(
