@@ -66,8 +66,7 @@ class VettedBackend(httpcore2.AsyncNetworkBackend):
         """Resolve, check every address, connect to the first that answers."""
         try:
             addresses = await self._resolve(host, port)
-        except (OSError, UnicodeError) as error:
-            # UnicodeError: a label that is empty or too long for DNS.
+        except OSError as error:
             raise httpcore2.ConnectError("the name does not resolve") from error
         # One forbidden address among public ones is how rebinding attacks begin: refuse them all.
         if not self._rules.allows_by_name(host, port) and not all(
