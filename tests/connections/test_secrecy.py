@@ -20,6 +20,7 @@ from cogni.connections.v1 import connections_service_pb2_grpc as stubs
 from services.connections.composition import Choices, compose
 from services.connections.egress_rules import EgressRules
 from services.connections.keyring import KeyRing
+from services.connections.webhook import Endpoint
 from services.runtime.drain import Drain
 from services.runtime.ids import new_id
 from services.runtime.logs import quieten_libraries
@@ -116,7 +117,9 @@ async def office(
 ) -> AsyncIterator[Office]:
     db, drain = await database("connections"), Drain()
     rules = EgressRules.parse(f"{echo.address},{honest}")
-    parts = compose(db, key_ring, Choices(rules), drain)
+    # Nobody may reach it, so that what webhooks would say stays in the outbox and is looked at.
+    hook = Endpoint("http://127.0.0.1:1/", ("whsec_" + "A" * 32,))
+    parts = compose(db, key_ring, Choices(rules, webhooks={"*": hook}), drain)
     served = await serve_service("connections", parts.application, drain=drain)
     people = stubs.ConnectionsServiceStub(
         served.channel(identities.user_token("t1", "ann", SCOPES))
