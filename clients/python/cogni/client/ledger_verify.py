@@ -15,11 +15,14 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow
 from pathlib import Path
 from typing import Any
 
 _CHARGE = "CHARGE"
+# Balances have up to 50 digits, more than Python adds by itself without rounding. What a file
+# claims beyond these digits is no sum of a Ledger's.
+_EXACT = Context(prec=100, traps=[Inexact, InvalidOperation, Overflow])
 
 
 class VerificationError(Exception):
@@ -80,15 +83,17 @@ def verify_receipt(receipt: dict[str, Any], key: str | None = None) -> SignedHea
     """
     tree_head = receipt["treeHead"]
     head = open_note(tree_head["note"], key or tree_head["verifierKey"])
+    leaves: list[dict[str, Any]] = []
     for each in receipt["entries"]:
         leaf = base64.b64decode(each["leaf"])
         sequence = int(each["sequence"])
-        if json.loads(leaf)["sequence"] != sequence:
+        leaves.append(json.loads(leaf))
+        if leaves[-1]["sequence"] != sequence:
             raise VerificationError(f"the leaf of entry {sequence} is another entry's", sequence)
         hashes = [base64.b64decode(h) for h in each["inclusionProof"].get("hashes", [])]
         if root_of(leaf_hash(leaf), sequence - 1, head.tree_size, hashes) != head.root_hash:
             raise VerificationError(f"entry {sequence} is not in the signed log", sequence)
-    _check_charge(receipt["charge"], json.loads(base64.b64decode(receipt["entries"][0]["leaf"])))
+    _check_charge(receipt["charge"], leaves)
     return head
 
 
@@ -203,7 +208,7 @@ class _Reading:
         except ValueError:
             facts = None
         if isinstance(facts, dict) and "leaf_hashes" in facts:
-            self._compare([bytes.fromhex(each) for each in facts["leaf_hashes"]])
+            self._compare(facts["leaf_hashes"])
             return
         hash_ = leaf_hash(line)
         self._leaves.append(hash_)
@@ -231,6 +236,8 @@ class _Reading:
             raise VerificationError(
                 "the leaves do not lead to the signed root, and nothing tells which was altered"
             )
+        if self._doubts.pop("altered", None):
+            raise VerificationError("the list of hashes was altered; the entries are as signed")
         for doubt in self._doubts.values():
             # The operator signed a log that contradicts itself.
             raise doubt
@@ -253,7 +260,12 @@ class _Reading:
             self._doubt("link", max(1, expected - 1), "or the one after it was altered")
         self._expected = sequence + 1
 
-    def _compare(self, hashes: list[bytes]) -> None:
+    def _compare(self, listed: Any) -> None:
+        try:
+            hashes = [bytes.fromhex(each) for each in listed]
+        except (TypeError, ValueError):
+            # The list leads nowhere from here on, so nothing it says counts.
+            hashes = [b""]
         start = self._listed.size
         for number, hash_ in enumerate(hashes, start + 1):
             self._listed.append(hash_)
@@ -269,7 +281,8 @@ class _Reading:
             return
         totals, asset = self._verified.totals, facts["asset"]
         self._verified.charge_count += 1
-        totals[asset] = totals.get(asset, Decimal(0)) + Decimal(facts["price"]["amount"])
+        amount = Decimal(facts["price"]["amount"])
+        totals[asset] = _EXACT.add(totals.get(asset, Decimal(0)), amount)
 
     def _doubt(self, kind: str, sequence: int, what: str) -> None:
         self._doubts.setdefault(kind, VerificationError(f"entry {sequence} {what}", sequence))
@@ -309,9 +322,9 @@ class _Books:
         sequence, amount = facts["sequence"], Decimal(facts["amount"])
         if amount < 0:
             raise VerificationError(f"entry {sequence} moves less than nothing", sequence)
-        for side, change in (("debit", -amount), ("credit", amount)):
+        for side, add in (("debit", _EXACT.subtract), ("credit", _EXACT.add)):
             account = facts[side]
-            self._balances[account] = self._balances.get(account, Decimal(0)) + change
+            self._balances[account] = add(self._balances.get(account, Decimal(0)), amount)
             said = facts.get(f"{side}_balance")
             if said is not None and Decimal(said) != self._balances[account]:
                 raise VerificationError(
@@ -328,26 +341,91 @@ class _Books:
             self._charged.add(key)
 
 
-def _check_charge(charge: dict[str, Any], facts: dict[str, Any]) -> None:
-    unit = charge["unit"]
+def _check_charge(charge: dict[str, Any], leaves: Sequence[dict[str, Any]]) -> None:
+    """Check that the charge says what the leaf of its own entry does, and the later ones add."""
+    facts, unit = leaves[0], charge["unit"]
+    price = facts["price"]
+    past_limit = [leaf["amount"] for leaf in leaves[1:] if leaf["kind"] == "OVERRUN"]
+    given_back = [
+        leaf["sequence"] for leaf in leaves[1:] if leaf.get("corrects") == facts["sequence"]
+    ]
     told = (
-        charge["amount"]["value"],
+        int(charge["sequence"]),
+        charge["amount"],
+        charge.get("overrun", {}).get("value", "0"),
+        int(charge.get("correctedBySequence", 0)),
+        charge["priceSource"].removeprefix("PRICE_SOURCE_"),
+        charge.get("priceCardId", ""),
+        charge.get("priceCardVersion", 0),
+        charge.get("unrounded", ""),
         unit["sourceSystem"],
         unit["sourceReference"],
         unit.get("runId", ""),
         unit.get("attempt", 0),
-        charge.get("priceCardId", ""),
+        unit["accountId"],
+        _unit_facts(unit),
     )
     proven = (
-        facts["price"]["amount"],
+        facts["sequence"],
+        {"asset": facts["asset"], "value": price["amount"]},
+        *(past_limit or ["0"]),
+        *(given_back or [0]),
+        price["source"],
+        price.get("card", ""),
+        price.get("version", 0),
+        price.get("unrounded", ""),
         facts["source_system"],
         facts["source_reference"],
         facts.get("run", ""),
         facts.get("attempt", 0),
-        facts["price"].get("card", ""),
+        facts["debit"],
+        facts["unit"],
     )
     if told != proven:
         raise VerificationError("the receipt says other than its proven entry", facts["sequence"])
+
+
+def _unit_facts(unit: dict[str, Any]) -> dict[str, Any]:
+    """Return what a receipt says was used, as leaves say it."""
+    facts = {
+        "cost": unit.get("cost"),
+        "rework": unit.get("rework"),
+        "estimated": unit.get("estimated"),
+        "corrects_source_reference": unit.get("correctsSourceReference"),
+    }
+    if "llmCall" in unit:
+        call = unit["llmCall"]
+        counts = call.get("tokenCounts", [])
+        facts["llm_call"] = _said(
+            model=call["model"],
+            provider=call.get("provider"),
+            provider_cost=call.get("providerCost"),
+            response_id=call.get("providerResponseId"),
+        ) | {"tokens": {_token_kind(each): int(each.get("count", 0)) for each in counts}}
+    elif "toolCall" in unit:
+        call = unit["toolCall"]
+        facts["tool_call"] = _said(tool=call["tool"], invocation_id=call.get("invocationId"))
+    elif "computeTime" in unit:
+        time = unit["computeTime"]
+        seconds = _plain(time["duration"].removesuffix("s"))
+        facts["compute_time"] = {"resource": time["resource"], "seconds": seconds}
+    else:
+        facts["custom_units"] = _said(**unit["customUnits"])
+    return _said(**facts)
+
+
+def _said(**facts: Any) -> dict[str, Any]:
+    """Leave out what was not said, as leaves do."""
+    return {name: value for name, value in facts.items() if value}
+
+
+def _token_kind(count: dict[str, Any]) -> str:
+    kind: str = count["kind"]
+    return kind.removeprefix("TOKEN_KIND_")
+
+
+def _plain(number: str) -> str:
+    return number.rstrip("0").rstrip(".") if "." in number else number
 
 
 def _parse_key(text: str) -> tuple[str, bytes, bytes]:
