@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from cogni.ledger.v1 import ledger_service_pb2 as pb
 from services.runtime.ids import new_id
 from services.runtime.migrations import migrate
 from services.standalone.postgres import EmbeddedPostgres
-from tests.ledger.conftest import unit, usd
+from tests.ledger.conftest import ALL_SCOPES, unit, usd
 from tests.plugins.identities import Identities
 
 LONG = bool(os.environ.get("LONG"))
@@ -92,6 +94,7 @@ class Load:
 
     account_id: str
     acknowledged: dict[str, usage_pb2.UsageUnit] = field(default_factory=dict)
+    callers: list[asyncio.Task[None]] = field(default_factory=list)
     stopping: bool = False
 
 
@@ -129,28 +132,27 @@ def stack(identities: Identities) -> Iterator[Stack]:
         # Shown by pytest when the test failed.
         print(running.log.read_text()[-20_000:])
         postgres.destroy()
+        shutil.rmtree(folder)
 
 
 @asynccontextmanager
 async def stub_of(
-    address: str, token: str
+    address: str, token: Callable[[], str]
 ) -> AsyncIterator[ledger_service_pb2_grpc.LedgerServiceStub]:
     options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
-    metadata = (("authorization", f"Bearer {token}"),)
+
+    def bearing(details: Any, seconds: float) -> grpc.aio.ClientCallDetails:
+        # A new token each time: the long form outlives any of them.
+        metadata = grpc.aio.Metadata(("authorization", f"Bearer {token()}"))
+        return grpc.aio.ClientCallDetails(details.method, seconds, metadata, None, True)
 
     class _Bearer(grpc.aio.UnaryUnaryClientInterceptor):
         async def intercept_unary_unary(self, continuation, details, request):  # type: ignore[no-untyped-def]
-            named = grpc.aio.ClientCallDetails(
-                details.method, 10.0, grpc.aio.Metadata(*metadata), None, True
-            )
-            return await continuation(named, request)
+            return await continuation(bearing(details, 10.0), request)
 
     class _StreamBearer(grpc.aio.UnaryStreamClientInterceptor):
         async def intercept_unary_stream(self, continuation, details, request):  # type: ignore[no-untyped-def]
-            named = grpc.aio.ClientCallDetails(
-                details.method, 60.0, grpc.aio.Metadata(*metadata), None, True
-            )
-            return await continuation(named, request)
+            return await continuation(bearing(details, 60.0), request)
 
     async with grpc.aio.insecure_channel(
         address, options=options, interceptors=[_Bearer(), _StreamBearer()]
@@ -203,7 +205,9 @@ async def grow(load: Load, count: int) -> None:
     """Wait until that many more units are acknowledged: the load has passed the last kill."""
     target = len(load.acknowledged) + count
     async with asyncio.timeout(SETTLE_SECONDS_MAX):
-        while len(load.acknowledged) < target:  # noqa: ASYNC110
+        while len(load.acknowledged) < target:
+            for failed in filter(asyncio.Task.done, load.callers):
+                failed.result()
             await asyncio.sleep(0.01)
 
 
@@ -212,8 +216,8 @@ async def test_acknowledged_units_survive_every_kill_and_are_charged_once(
     stack: Stack, identities: Identities
 ) -> None:
     chance = random.Random(SEED)
-    user = identities.user_token("acme", "alice", ("ledger:read", "ledger:write", "ledger:admin"))
-    service = identities.service_token("executor", "ledger", "acme")
+    user = partial(identities.user_token, "acme", "alice", ALL_SCOPES)
+    service = partial(identities.service_token, "executor", "ledger", "acme")
     async with AsyncExitStack() as channels:
         person = await channels.enter_async_context(stub_of(stack.addresses[0], user))
         executors = [
@@ -221,11 +225,11 @@ async def test_acknowledged_units_survive_every_kill_and_are_charged_once(
             for address in stack.addresses
         ]
         load = Load(await fund(person))
-        callers = [
+        load.callers = [
             asyncio.create_task(send_singles(executors[number % LEDGERS], load))
             for number in range(CALLERS)
         ]
-        callers += [asyncio.create_task(send_pairs(executors, load)) for _ in range(PAIRS)]
+        load.callers += [asyncio.create_task(send_pairs(executors, load)) for _ in range(PAIRS)]
         for number in range(KILLS):
             await grow(load, chance.randrange(1, 60))
             if number % 3 == 2:
@@ -235,7 +239,7 @@ async def test_acknowledged_units_survive_every_kill_and_are_charged_once(
                 stack.start_ledger(number % LEDGERS)
         await grow(load, CALLERS + PAIRS * BATCH)
         load.stopping = True
-        await asyncio.gather(*callers)
+        await asyncio.gather(*load.callers)
         stack.check_for_deadlocks()
         again = list(load.acknowledged.values())
         for start in range(0, len(again), 1000):

@@ -12,7 +12,7 @@ import typer
 from google.protobuf import json_format
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from cogni.cli.arguments import JsonOption
+from cogni.cli.arguments import JsonOption, moment
 from cogni.cli.output import console, print_json, show
 from cogni.client import Client
 from cogni.client.ledger_verify import VerificationError, verify_export, verify_receipt
@@ -50,12 +50,19 @@ def export(
     ] = False,
     account: Annotated[str, typer.Option(help="Only this account.")] = "",
     run: Annotated[str, typer.Option(help="Only this run.")] = "",
+    start: Annotated[str, typer.Option("--from", help="Only entries recorded from then on.")] = "",
+    end: Annotated[str, typer.Option("--to", help="Only entries recorded before.")] = "",
 ) -> None:
-    """Write the tenant's entries to a file that `cogni ledger verify` can check."""
+    """Write the tenant's entries to a file: all of them for `cogni ledger verify`, or a statement.
+
+    Only the whole log can be verified; of an account, a run or a period the file is what it says.
+    """
     request = ExportEntriesRequest(
         format=ExportFormat.EXPORT_FORMAT_CSV if csv else ExportFormat.EXPORT_FORMAT_JSON_LINES,
         account_id=account,
         run_id=run,
+        start_time=moment(start) if start else None,
+        end_time=moment(end) if end else None,
     )
     # A broken export must not look like a whole one: it gets its name when it is complete.
     partial = path.with_name(f"{path.name}.partial")

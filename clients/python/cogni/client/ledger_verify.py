@@ -13,6 +13,7 @@ import binascii
 import hashlib
 import json
 import sys
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 _CHARGE = "CHARGE"
+# The hashes of so many leaves at most come in one line; a Ledger writes far fewer.
+_BLOCK_MAX = 100_000
 # Balances have up to 50 digits, more than Python adds by itself without rounding. What a file
 # claims beyond these digits is no sum of a Ledger's.
 _EXACT = Context(prec=100, traps=[Inexact, InvalidOperation, Overflow])
@@ -181,7 +184,7 @@ def _header(line: bytes) -> dict[str, Any]:
         complete = {"tenant", "note", "verifier_key", "after_sequence", "last_sequence"}
         if header["cogni_ledger_export"] == 1 and complete <= header.keys():
             return header
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise VerificationError("this is no JSON-lines export of a Ledger")
 
@@ -194,30 +197,30 @@ class _Reading:
         self._verified = Verified(head)
         self._leaves, self._listed = _Tree(), _Tree()
         self._books = _Books()
+        self._difference = _Difference()
         self._previous = hashlib.sha256(b"").digest()
         self._expected = 1
-        self._block: dict[int, bytes] = {}
-        #: The first doubt of each kind. What the hash list says counts only if it is the signed
-        #: log's own; what the order, the links and the sums say counts by itself.
+        #: The first doubt of each kind. They count by themselves, so only where the list of
+        #: hashes is not the signed log's own: that one knows better.
         self._doubts: dict[str, VerificationError] = {}
 
     def read(self, line: bytes) -> None:
         """Take one line: a leaf, or the hashes of the leaves before it."""
         try:
             facts = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             facts = None
         if isinstance(facts, dict) and "leaf_hashes" in facts:
-            self._compare(facts["leaf_hashes"])
+            self._list(facts["leaf_hashes"])
             return
         hash_ = leaf_hash(line)
         self._leaves.append(hash_)
+        self._difference.read(hash_)
         self._verified.entry_count += 1
         if not isinstance(facts, dict) or not isinstance(facts.get("sequence"), int):
             self._doubt("order", self._expected, "was altered: it is no entry")
             return
         self._place(facts)
-        self._block[facts["sequence"]] = hash_
         self._previous = hash_
         try:
             self._books.post(facts)
@@ -229,52 +232,44 @@ class _Reading:
 
     def finish(self) -> Verified:
         """Return what is proven, or raise the first doubt."""
-        if self._leaves.size < self._head.tree_size:
-            self._doubt("order", self._expected, "and all after it were removed")
+        is_listed = self._listed.root() == self._head.root_hash
         if self._leaves.root() != self._head.root_hash:
-            self._raise_first()
+            if is_listed:
+                first = self._difference.first()
+                raise VerificationError(f"entry {first} was altered, removed or moved", first)
+            if self._leaves.size < self._head.tree_size:
+                self._doubt("order", self._expected, "and all after it were removed")
+            if self._doubts:
+                raise min(self._doubts.values(), key=lambda doubt: doubt.sequence or 0)
             raise VerificationError(
                 "the leaves do not lead to the signed root, and nothing tells which was altered"
             )
-        if self._doubts.pop("altered", None):
-            raise VerificationError("the list of hashes was altered; the entries are as signed")
         for doubt in self._doubts.values():
             # The operator signed a log that contradicts itself.
             raise doubt
+        if not is_listed:
+            raise VerificationError("the list of hashes was altered; the entries are as signed")
         return self._verified
-
-    def _raise_first(self) -> None:
-        is_signed = self._listed.root() == self._head.root_hash
-        kinds = {"order", "altered"} if is_signed else {"order", "link", "sums"}
-        doubts = [doubt for kind, doubt in self._doubts.items() if kind in kinds]
-        if doubts:
-            raise min(doubts, key=lambda doubt: doubt.sequence or 0)
 
     def _place(self, facts: dict[str, Any]) -> None:
         sequence, expected = facts["sequence"], self._expected
         if sequence != expected:
-            self._doubt("order", min(sequence, expected), "was removed, added or moved")
+            self._doubt("order", expected, "was altered, removed or moved")
         if facts.get("tenant") != self._tenant:
             self._doubt("order", sequence, "is of another tenant's log")
         if sequence == expected and facts.get("previous") != self._previous.hex():
             self._doubt("link", max(1, expected - 1), "or the one after it was altered")
         self._expected = sequence + 1
 
-    def _compare(self, listed: Any) -> None:
+    def _list(self, listed: Any) -> None:
         try:
             hashes = [bytes.fromhex(each) for each in listed]
         except (TypeError, ValueError):
             # The list leads nowhere from here on, so nothing it says counts.
             hashes = [b""]
-        start = self._listed.size
-        for number, hash_ in enumerate(hashes, start + 1):
+        for hash_ in hashes:
             self._listed.append(hash_)
-            found = self._block.get(number)
-            if found is None:
-                self._doubt("altered", number, "was removed or altered")
-            elif found != hash_:
-                self._doubt("altered", number, "was altered")
-        self._block.clear()
+            self._difference.list(hash_)
 
     def _count(self, facts: dict[str, Any]) -> None:
         if facts["kind"] != _CHARGE:
@@ -286,6 +281,40 @@ class _Reading:
 
     def _doubt(self, kind: str, sequence: int, what: str) -> None:
         self._doubts.setdefault(kind, VerificationError(f"entry {sequence} {what}", sequence))
+
+
+class _Difference:
+    """The first place at which the leaves are not those that the file's hashes list."""
+
+    def __init__(self) -> None:
+        self._agreed = 0
+        self._leaves: deque[bytes] = deque()
+        self._hashes: deque[bytes] = deque()
+        self._is_found = False
+
+    def read(self, hash_: bytes) -> None:
+        """Take the next leaf's hash."""
+        self._take(self._leaves, hash_)
+
+    def list(self, hash_: bytes) -> None:
+        """Take the next listed hash."""
+        self._take(self._hashes, hash_)
+
+    def first(self) -> int:
+        """Return the sequence of the first entry that differs, or that one side lacks."""
+        return self._agreed + 1
+
+    def _take(self, waiting: deque[bytes], hash_: bytes) -> None:
+        if self._is_found:
+            return
+        waiting.append(hash_)
+        while self._leaves and self._hashes and not self._is_found:
+            if self._leaves.popleft() == self._hashes.popleft():
+                self._agreed += 1
+            else:
+                self._is_found = True
+        # Each block is listed right after it: a file without lists does not fill the memory.
+        self._is_found = self._is_found or len(waiting) > _BLOCK_MAX
 
 
 class _Tree:
