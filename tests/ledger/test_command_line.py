@@ -17,11 +17,12 @@ from cogni.cli import cost_map
 from cogni.cli.ledger import app
 from cogni.ledger.v1 import usage_pb2
 from cogni.ledger.v1.price_card_pb2 import ModelPrice
+from services.ledger.checkpoint import LogSigner
 from services.runtime.ids import new_id
-from tests.ledger.conftest import ALL_SCOPES, Ledger, record, unit
+from tests.ledger.conftest import ALL_SCOPES, ORIGIN, Ledger, record, unit
 
 Cogni = Callable[..., Awaitable[Result]]
-EXIT_USAGE, EXIT_DIFFERENT = 2, 5
+EXIT_USAGE, EXIT_NOT_PROVEN, EXIT_DIFFERENT = 2, 4, 5
 
 
 @pytest.fixture
@@ -246,3 +247,25 @@ async def test_a_bill_longer_than_a_page_is_shown_whole_and_exported_by_period(
     assert "230 entries in" in exported.stdout
     assert len((tmp_path / "bill.csv").read_text().splitlines()) == 231
     assert then["balance"]["balance"]["value"] == "10"
+
+
+async def test_a_head_that_was_kept_shows_later_that_the_log_only_grew(
+    ledger: Ledger, cogni: Cogni, tmp_path: Path
+) -> None:
+    account_id = await ledger.account("10")
+    kept = tmp_path / "head.json"
+    kept.write_text((await cogni("tree-head", "--json")).stdout)
+    await record(ledger.executor(), *(unit(account_id) for _ in range(4)))
+
+    grown = await cogni("tree-head", "--since", str(kept))
+    same = await cogni("tree-head", "--since", str(kept))
+    # The operator rewrites history: its log is another one now, signed with the same key.
+    signer = LogSigner(ledger.identities.keys["ledger"], ORIGIN)
+    other = signer.sign("acme", 1, b"\1" * 32)
+    head = json.loads(kept.read_text())
+    kept.write_text(json.dumps({**head, "note": other.note}))
+    denied = await cogni("tree-head", "--since", str(kept))
+
+    assert (grown.exit_code, same.exit_code) == (0, 0), grown.output
+    assert "proven: the log only grew, from 1 to 5 entries" in grown.stdout
+    assert denied.exit_code == EXIT_NOT_PROVEN

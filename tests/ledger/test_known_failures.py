@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from decimal import Decimal
 
 import grpc
@@ -14,7 +13,7 @@ import pytest
 
 from cogni.ledger.v1 import ledger_service_pb2 as pb
 from cogni.ledger.v1 import price_card_pb2, statement_pb2, usage_pb2
-from services.ledger.accounts import Account, AccountKind
+from services.ledger.accounts import AccountKind
 from services.ledger.assets import asset_of
 from services.ledger.commands import Command, Outcome, UsageCommand, UsageOutcome, UsageResult
 from services.ledger.directory import Directory, NewAccount
@@ -25,7 +24,15 @@ from services.ledger.writer import Writer
 from services.runtime.caller import Caller, CallerKind
 from services.runtime.errors import ServiceError, unavailable
 from services.runtime.ids import new_id
-from tests.ledger.conftest import Ledger, StartLedger, record, unit, usd
+from tests.ledger.conftest import (
+    Ledger,
+    StartLedger,
+    one_command,
+    record,
+    running,
+    unit,
+    usd,
+)
 from tests.ledger.test_budgets import setting
 from tests.ledger.test_holds import closing, placing
 from tests.ledger.test_state_machine import CRASHES, PAST, CrashError, CrashingDatabase
@@ -381,25 +388,3 @@ async def test_tigerbeetle_2693_a_balance_and_what_is_held_of_it_are_read_as_of_
     # Settling takes as much from the balance as from the hold: the rest never changes.
     assert {each.available.value for each in seen} == {"6"}
     assert {Decimal(b.balance.value) - Decimal(b.held.value) for b in seen} == {Decimal(6)}
-
-
-def one_command(account: Account | None = None) -> UsageCommand:
-    """A tool call for 0.5 USD."""
-    of = account or Account(
-        "acme", new_id(), "", asset_of("USD"), AccountKind.SPENDING, "", 0, PAST
-    )
-    key = Key(of.tenant_id, "executor", new_id())
-    used = UsageUnit(key, of.account_id, ToolUsage("t"), PAST, cost=Cost("USD", "0.5"))
-    return UsageCommand(key, used.payload_hash(), used, of)
-
-
-@asynccontextmanager
-async def running(writer: Writer) -> AsyncIterator[Writer]:
-    """The writer at work, and stopped afterwards."""
-    task = asyncio.create_task(writer.run())
-    try:
-        yield writer
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
