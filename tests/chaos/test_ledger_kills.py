@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -37,7 +37,7 @@ from tests.plugins.identities import Identities
 
 LONG = bool(os.environ.get("LONG"))
 SEED = int(os.environ.get("SEED") or random.SystemRandom().randrange(2**32))
-KILLS = 300 if LONG else 6
+KILLS = int(os.environ.get("KILLS") or (300 if LONG else 6))
 LEDGERS = 2
 CALLERS = 8
 # Each sends one batch to both Ledgers at once, to one of them backwards.
@@ -72,6 +72,12 @@ class Stack:
     def kill_ledger(self, which: int) -> None:
         self.ledgers[which].kill()
         self.ledgers[which].wait()
+
+    def supervise(self) -> None:
+        """Start again what ended by itself: a Ledger that finds no database when it starts."""
+        for which, process in self.ledgers.items():
+            if process.poll() is not None:
+                self.start_ledger(which)
 
     def kill_postgres(self) -> None:
         self.check_for_deadlocks()
@@ -201,14 +207,29 @@ async def send_pairs(executors: Sequence[Any], load: Load) -> None:
         load.acknowledged.update((sent.source_reference, sent) for sent in batch)
 
 
-async def grow(load: Load, count: int) -> None:
+async def grow(stack: Stack, load: Load, count: int) -> None:
     """Wait until that many more units are acknowledged: the load has passed the last kill."""
     target = len(load.acknowledged) + count
     async with asyncio.timeout(SETTLE_SECONDS_MAX):
         while len(load.acknowledged) < target:
             for failed in filter(asyncio.Task.done, load.callers):
                 failed.result()
+            stack.supervise()
             await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def callers(load: Load, *calls: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """The callers at work, and gone before their channels are closed."""
+    load.callers = [asyncio.create_task(call) for call in calls]
+    try:
+        yield
+        load.stopping = True
+        await asyncio.gather(*load.callers)
+    finally:
+        for task in load.callers:
+            task.cancel()
+        await asyncio.wait(load.callers)
 
 
 @pytest.mark.timeout(0 if LONG else 600)
@@ -225,21 +246,17 @@ async def test_acknowledged_units_survive_every_kill_and_are_charged_once(
             for address in stack.addresses
         ]
         load = Load(await fund(person))
-        load.callers = [
-            asyncio.create_task(send_singles(executors[number % LEDGERS], load))
-            for number in range(CALLERS)
-        ]
-        load.callers += [asyncio.create_task(send_pairs(executors, load)) for _ in range(PAIRS)]
-        for number in range(KILLS):
-            await grow(load, chance.randrange(1, 60))
-            if number % 3 == 2:
-                await asyncio.to_thread(stack.kill_postgres)
-            else:
-                stack.kill_ledger(number % LEDGERS)
-                stack.start_ledger(number % LEDGERS)
-        await grow(load, CALLERS + PAIRS * BATCH)
-        load.stopping = True
-        await asyncio.gather(*load.callers)
+        singles = [send_singles(executors[number % LEDGERS], load) for number in range(CALLERS)]
+        pairs = [send_pairs(executors, load) for _ in range(PAIRS)]
+        async with callers(load, *singles, *pairs):
+            for number in range(KILLS):
+                await grow(stack, load, chance.randrange(1, 60))
+                if number % 3 == 2:
+                    await asyncio.to_thread(stack.kill_postgres)
+                else:
+                    stack.kill_ledger(number % LEDGERS)
+                    stack.start_ledger(number % LEDGERS)
+            await grow(stack, load, CALLERS + PAIRS * BATCH)
         stack.check_for_deadlocks()
         again = list(load.acknowledged.values())
         for start in range(0, len(again), 1000):

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from cogni.cli import cost_map
 from cogni.cli.ledger import app
 from cogni.ledger.v1 import usage_pb2
-from cogni.ledger.v1.price_card_pb2 import ModelPrice
+from cogni.ledger.v1.ledger_service_pb2 import CreatePriceCardRequest
+from cogni.ledger.v1.price_card_pb2 import ModelPrice, PriceCard
 from services.ledger.checkpoint import LogSigner
 from services.runtime.ids import new_id
 from tests.ledger.conftest import ALL_SCOPES, ORIGIN, Ledger, record, unit
@@ -77,11 +78,32 @@ async def test_litellms_map_becomes_the_card_that_prices_calls_exactly(
     (outcome,) = await record(ledger.executor(), unit(account_id, None, llm_call=call))
 
     assert (tried.exit_code, made.exit_code) == (0, 0)
-    assert "prices of 2 names, times 1.2" in tried.stdout
+    assert "map.json: 2 prices, times 1.2" in tried.stdout
     assert (shown["version"], shown["markup"]) == (1, "1.2")
     exact = Decimal("0.25000000000000001") + 7 * Decimal("0.000002")
     assert Decimal(outcome.charge.unrounded) == exact * Decimal("1.2")
     assert outcome.charge.price_card_version == 1
+
+
+async def test_a_tenants_own_prices_win_over_the_maps(
+    ledger: Ledger, cogni: Cogni, tmp_path: Path
+) -> None:
+    ours = PriceCard(asset="USD", tool_prices=[{"name": "search", "price": "0.01"}])  # type: ignore[list-item]
+    ours.model_prices.add(model="m").token_prices.add(kind="TOKEN_KIND_INPUT", price="7")  # type: ignore[arg-type]
+    request = CreatePriceCardRequest(request_id=new_id(), price_card=ours)
+    kept = (await ledger.stub().CreatePriceCard(request)).price_card.price_card_id
+    path = a_map(
+        tmp_path,
+        """{"m": {"mode": "chat", "input_cost_per_token": 1},
+            "n": {"mode": "chat", "input_cost_per_token": 2}}""",
+    )
+
+    made = await cogni("price-cards", "import-litellm", "--file", path, "--keep", kept, "--json")
+
+    card = json.loads(made.stdout)
+    prices = {each["model"]: each["token_prices"][0]["price"] for each in card["model_prices"]}
+    assert prices == {"m": "7", "n": "2"}
+    assert card["tool_prices"] == [{"name": "search", "price": "0.01"}]
 
 
 def test_a_map_gives_whole_prices_only_and_says_what_it_left_out(tmp_path: Path) -> None:

@@ -78,6 +78,13 @@ def import_litellm(
     ] = None,
     model: Annotated[str, typer.Option(help="Only models that match, like 'openai/*'.")] = "*",
     markup: Annotated[str, typer.Option(help="What is added, like 20%; or a factor.")] = "0%",
+    keep: Annotated[
+        str,
+        typer.Option(
+            metavar="PRICE_CARD_ID",
+            help="A version whose prices win over the map's, tools and the like included.",
+        ),
+    ] = "",
     name: Annotated[str, typer.Option(help="A name for people. Default: the map's.")] = "",
     effective: Annotated[
         str | None, typer.Option(help="From when it prices, like 2026-12-01T00:00:00Z. Now.")
@@ -98,7 +105,8 @@ def import_litellm(
 ) -> None:
     """Make LiteLLM's cost map the next version of the tenant's USD price card.
 
-    It replaces the version in force, tools and custom prices included: those are not in the map.
+    It replaces the version in force. The map knows models alone: name a version with --keep to
+    take over its prices of tools, time and custom units, and of models that cost you otherwise.
     """
     try:
         source = cost_map.installed() if file is None else cost_map.read(file)
@@ -107,16 +115,18 @@ def import_litellm(
     found = cost_map.prices(source, model, flatten_tiers=flatten_tiers)
     if not found.models:
         raise typer.BadParameter(f"no model that matches {model!r} can be priced by the token")
-    if len(found.models) > PRICES_MAX:
-        raise typer.BadParameter(
-            f"{len(found.models)} prices are more than a card's {PRICES_MAX}; choose with --model"
-        )
     card = PriceCard(
         display_name=name or source.name,
         asset="USD",
         markup=cost_map.markup_of(markup, typer.BadParameter),
         model_prices=found.models,
     )
+    if keep:
+        _keep(card, keep)
+    if (count := _count(card)) > PRICES_MAX:
+        raise typer.BadParameter(
+            f"{count} prices are more than a card's {PRICES_MAX}; choose with --model"
+        )
     if effective:
         card.effective_time.CopyFrom(moment(effective))
     if not only_id and not as_json:
@@ -134,8 +144,27 @@ def import_litellm(
             console().print(f"version {made.version}: {made.price_card_id}")
 
 
+def _keep(card: PriceCard, price_card_id: str) -> None:
+    """Put another version's prices over the card's."""
+    with Client() as client:
+        request = GetPriceCardRequest(price_card_id=price_card_id)
+        kept = client.ledger.GetPriceCard(request).price_card
+    models = {(each.model, each.provider): each for each in card.model_prices}
+    models |= {(each.model, each.provider): each for each in kept.model_prices}
+    del card.model_prices[:]
+    card.model_prices.extend(models.values())
+    card.tool_prices.extend(kept.tool_prices)
+    card.compute_prices.extend(kept.compute_prices)
+    card.custom_prices.extend(kept.custom_prices)
+
+
+def _count(card: PriceCard) -> int:
+    others = len(card.tool_prices) + len(card.compute_prices) + len(card.custom_prices)
+    return len(card.model_prices) + others
+
+
 def _say(found: cost_map.Prices, card: PriceCard) -> None:
     out = console()
-    out.print(f"{card.display_name}: prices of {len(found.models)} names, times {card.markup}")
+    out.print(f"{card.display_name}: {_count(card)} prices, times {card.markup}")
     for reason, count in sorted(found.left_out.items()):
         out.print(f"left out {count}: {reason}")
