@@ -30,6 +30,7 @@ MISSING = reconciliation_pb2.GAP_KIND_MISSING
 EXTRA = reconciliation_pb2.GAP_KIND_EXTRA
 DIFFERENT = reconciliation_pb2.GAP_KIND_DIFFERENT
 UNCLOSED = reconciliation_pb2.GAP_KIND_UNCLOSED
+OUTGROWN = 5000
 INVOICE = reconciliation_pb2.EXTERNAL_SOURCE_INVOICE
 
 
@@ -93,6 +94,25 @@ async def test_processes_that_check_side_by_side_do_not_disturb_each_other(
     await asyncio.gather(*(Completeness(ledger.database).check() for _ in range(4)))
 
     assert set((await gaps(ledger)).values()) == {EXTRA}
+
+
+async def test_the_check_keeps_up_when_the_log_outgrows_the_plans_it_began_with(
+    ledger: Ledger,
+) -> None:
+    account_id = await ledger.account("10")
+    check = Completeness(ledger.database)
+    for _ in range(7):
+        # PostgreSQL keeps a plan after it was used some times: here, one for a log of few entries.
+        await record(ledger.executor(), unit(account_id))
+        await check.check()
+
+    await record(ledger.executor(), *(unit(account_id) for _ in range(OUTGROWN)))
+    while await check.check():
+        pass
+
+    async with ledger.database.raw_tenant("acme") as tx:
+        # Each unit is a run of its own that nobody closed.
+        assert await tx.fetchval("SELECT count(*) FROM gaps") == 7 + OUTGROWN
 
 
 @dataclass
