@@ -125,6 +125,8 @@ async def test_another_tenants_things_look_like_things_that_are_not_there(
         pb.CreatePriceCardRequest(request_id=new_id(), price_card=card)
     )
     theirs, work = watched
+    # What this process remembers of the other tenant must not show either.
+    await record(theirs.executor(), sent, unit(account_id, run_id=run_id))
     mine = await theirs.account("10", tenant="curious")
     stub, executor = theirs.stub("curious"), theirs.executor("curious")
     # The first unit of a tenant looks for its own price cards.
