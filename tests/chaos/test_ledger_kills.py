@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -45,7 +45,6 @@ PAIRS = 3
 BATCH = 20
 COST = "0.001"
 FUNDS = 1_000_000
-READY_SECONDS_MAX = 60
 SETTLE_SECONDS_MAX = 120
 CREATED, EXISTS = usage_pb2.USAGE_RESULT_CREATED, usage_pb2.USAGE_RESULT_EXISTS
 #: What a caller may meet while something is dead; anything else is a defect.
@@ -166,18 +165,22 @@ async def stub_of(
         yield ledger_service_pb2_grpc.LedgerServiceStub(channel)
 
 
-async def acknowledge(executor: Any, units: list[usage_pb2.UsageUnit]) -> list[int]:
-    """Send units again and again until they are acknowledged; return what the answer said."""
+async def persist(method: Callable[[Any], Awaitable[Any]], request: Any) -> Any:
+    """Call again and again until there is an answer, as every caller may."""
     while True:
         try:
-            answer = await executor.RecordUsage(pb.RecordUsageRequest(units=units))
+            return await method(request)
         except grpc.aio.AioRpcError as error:
-            if error.code() in EXPECTED:
-                continue
-            raise
-        results = [outcome.result for outcome in answer.outcomes]
-        assert set(results) <= {CREATED, EXISTS}, f"SEED={SEED}"
-        return results
+            if error.code() not in EXPECTED:
+                raise
+
+
+async def acknowledge(executor: Any, units: list[usage_pb2.UsageUnit]) -> list[int]:
+    """Send units until they are acknowledged; return what the answer said."""
+    answer = await persist(executor.RecordUsage, pb.RecordUsageRequest(units=units))
+    results = [outcome.result for outcome in answer.outcomes]
+    assert set(results) <= {CREATED, EXISTS}, f"SEED={SEED}"
+    return results
 
 
 async def send_singles(executor: Any, load: Load) -> None:
@@ -265,7 +268,7 @@ async def test_acknowledged_units_survive_every_kill_and_are_charged_once(
         async for part in person.ExportEntries(pb.ExportEntriesRequest()):
             data += part.chunk
         request = pb.GetAccountRequest(account_id=load.account_id)
-        account = (await person.GetAccount(request)).account
+        account = (await persist(person.GetAccount, request)).account
     verified = verify_export(data.splitlines(True))
     # Nothing beyond what was acknowledged either: every unit is sent until it is.
     assert verified.charge_count == len(load.acknowledged), f"SEED={SEED}"
@@ -274,21 +277,20 @@ async def test_acknowledged_units_survive_every_kill_and_are_charged_once(
     print(f"{KILLS} kills, {len(load.acknowledged)} units acknowledged, each charged once")
 
 
-async def fund(person: object) -> str:
+async def fund(person: Any) -> str:
     """Create the account that pays, with money for all of it."""
     made = []
     for kind in (account_pb2.ACCOUNT_KIND_FUNDING, account_pb2.ACCOUNT_KIND_SPENDING):
         request = pb.CreateAccountRequest(
             request_id=new_id(), display_name="a", asset="USD", kind=kind
         )
-        made.append((await person.CreateAccount(request)).account.account_id)  # type: ignore[attr-defined]
-    await person.Transfer(  # type: ignore[attr-defined]
-        pb.TransferRequest(
-            request_id=new_id(),
-            debit_account_id=made[0],
-            credit_account_id=made[1],
-            amount=usd(str(FUNDS)),
-        )
+        made.append((await persist(person.CreateAccount, request)).account.account_id)
+    moving = pb.TransferRequest(
+        request_id=new_id(),
+        debit_account_id=made[0],
+        credit_account_id=made[1],
+        amount=usd(str(FUNDS)),
     )
+    await persist(person.Transfer, moving)
     account_id: str = made[1]
     return account_id
