@@ -8,10 +8,12 @@ although both Ledgers get the same keys in opposite order all the time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -103,23 +105,23 @@ class Load:
     stopping: bool = False
 
 
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def quiet_port() -> int:
+    """A free port that stays ours while its server is dead: who asks for any gets one above."""
+    for port in random.sample(range(10_000, 30_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 @pytest.fixture
 def stack(identities: Identities) -> Iterator[Stack]:
     """Both processes running, their files gone afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="cogni-kills-"))
-    postgres = EmbeddedPostgres(folder / "postgres", durable=False)
+    postgres = EmbeddedPostgres(folder / "postgres", durable=False, port=quiet_port())
     url = postgres.start()
     migrate(url, "ledger", "services.ledger")
-    addresses = [f"127.0.0.1:{free_port()}" for _ in range(LEDGERS)]
+    addresses = [f"127.0.0.1:{quiet_port()}" for _ in range(LEDGERS)]
     environ = {
         **os.environ,
         **identities.environ(),
