@@ -17,7 +17,7 @@ from services.ledger.budgets import Budget
 from services.ledger.commands import Charge, CorrectionCommand, TransferCommand
 from services.ledger.entries import Draft, Entry, EntryFlag, EntryKind
 from services.ledger.holds import Hold
-from services.ledger.money import MINOR_MAX, format_minor, round_to_minor
+from services.ledger.money import EXACT, MINOR_MAX, format_minor, round_to_minor
 from services.ledger.pricing import Price, PriceSource
 from services.ledger.units import Key, UnitRejectedError, UsageUnit
 from services.runtime.errors import ErrorKind, ServiceError, failed_precondition
@@ -207,7 +207,7 @@ class Book:
     def _carry(self, tenant_id: str, asset: Asset, remainder: Decimal) -> None:
         if remainder:
             carried = self.remainders.get((tenant_id, asset), Decimal(0))
-            self.remainders[tenant_id, asset] = carried + remainder
+            self.remainders[tenant_id, asset] = EXACT.add(carried, remainder)
 
     def _payable(self, unit: UsageUnit, position: Position, amount: int) -> int:
         from_hold = 0

@@ -17,7 +17,7 @@ from services.ledger.commands import (
     TransferCommand,
     UsageCommand,
 )
-from services.ledger.entries import Draft
+from services.ledger.entries import Draft, EntryKind
 from services.ledger.hold_rules import apply_hold
 from services.ledger.price_books import PriceBooks
 from services.ledger.pricing import Price, price_unit
@@ -93,12 +93,17 @@ class Poster:
         await keys.lock_corrected(tx, replaced | corrected_keys)
         batch.stored = await keys.find(tx, {c.key for c in batch.commands} | replaced)
         places = {
-            key: (key.tenant_id, batch.stored[key].sequence or 0)
+            key: (key.tenant_id, sequence)
             for key in replaced
-            if key in batch.stored
+            if key in batch.stored and (sequence := batch.stored[key].sequence) is not None
         }
         charges = await entries.charges_at(tx, list(places.values()))
-        batch.originals = {key: charges[place] for key, place in places.items()}
+        # A transfer may have a key of the same source system; a unit replaces units alone.
+        batch.originals = {
+            key: charges[place]
+            for key, place in places.items()
+            if charges[place].entry.kind is EntryKind.CHARGE
+        }
         batch.given_back = await entries.corrected(
             tx, [(c.entry.tenant_id, c.entry.sequence) for c in corrections]
         )

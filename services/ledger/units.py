@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -26,7 +26,8 @@ _ATTEMPT_MAX = 2**31 - 1
 #: Names that only the service itself may report under.
 RESERVED_SYSTEMS = frozenset({"executor", "scheduler", "connections", "ledger", "runner"})
 _SYSTEM = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_FIRST_YEAR = 2000
+#: Units that occurred before are a reporter's mistake.
+FIRST_MOMENT = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 class Key(NamedTuple):
@@ -209,8 +210,8 @@ class UsageUnit:
                 found.append(Violation("occur_time", "is required"))
         elif self.occur_time > now + CLOCK_SKEW:
             found.append(Violation("occur_time", "must not be in the future"))
-        elif self.occur_time.year < _FIRST_YEAR:
-            found.append(Violation("occur_time", f"must not be before the year {_FIRST_YEAR}"))
+        elif self.occur_time < FIRST_MOMENT:
+            found.append(Violation("occur_time", f"must not be before {FIRST_MOMENT.year}"))
         if self.usage is None:
             found.append(Violation("kind", "say what was used: a call, a time or custom units"))
         else:

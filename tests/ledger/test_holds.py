@@ -130,6 +130,19 @@ async def test_the_next_attempt_takes_the_hold_over_and_the_stale_one_is_refused
     assert (await ledger.balance(account_id)).held.value == "4"
 
 
+async def test_a_run_has_its_hold_on_one_account(ledger: Ledger) -> None:
+    first, second, run_id = await ledger.account("10"), await ledger.account("10"), new_id()
+    await ledger.executor().PlaceHold(placing(first, "4", run_id=run_id, epoch=1))
+
+    refusal = await refused(
+        ledger.executor().PlaceHold(placing(second, "6", run_id=run_id, epoch=2))
+    )
+
+    assert refusal.reason == "ACCOUNT_NOT_ALLOWED"
+    assert (await ledger.balance(first)).held.value == "4"
+    assert (await ledger.balance(second)).held.value == "0"
+
+
 async def test_a_run_token_acts_on_nothing_but_its_own_runs_hold(ledger: Ledger) -> None:
     account_id, other_account = await ledger.account("10"), await ledger.account("10")
     run_id, stranger = new_id(), ledger.run(account_id=account_id)

@@ -11,6 +11,7 @@ import asyncpg
 
 from services.ledger.entries import Draft, Entry
 from services.ledger.merkle import Node
+from services.ledger.money import EXACT
 from services.ledger.store import RaceLostError, Transaction
 from services.ledger.units import Key
 
@@ -143,9 +144,9 @@ async def carry(tx: Transaction, tenant_id: str, account_id: str, remainder: Dec
     Only under the tenant's head. What is returned leaves the account's carried part: the caller
     posts it.
     """
-    carried = Decimal(await tx.fetchval(_CARRIED, tenant_id, account_id)) + remainder
+    carried = EXACT.add(await tx.fetchval(_CARRIED, tenant_id, account_id), remainder)
     whole = int(carried)
-    await tx.execute(_CARRY, tenant_id, account_id, carried - whole)
+    await tx.execute(_CARRY, tenant_id, account_id, EXACT.subtract(carried, Decimal(whole)))
     return whole
 
 
