@@ -12,12 +12,12 @@ from functools import partial
 import typer
 
 from cogni.connections.v1 import connections_service_pb2_grpc as stubs
+from cogni.egress_rules import EgressRules
 from services.connections.access import ACCESS
 from services.connections.adapters.aws_kms import open_aws_kms
 from services.connections.adapters.callback_pages import serve_pages
 from services.connections.adapters.egress import Egress, EgressLimits
 from services.connections.callback import Callback
-from services.connections.egress_rules import EgressRules
 from services.connections.key_chain import KeyChain
 from services.connections.keyring import KeyEncryption
 from services.connections.providers.catalogue import Catalogue, built_in

@@ -18,7 +18,7 @@ from typing import Any
 
 import httpcore2
 
-from services.connections.egress_rules import EgressRules, is_public
+from cogni.egress_rules import EgressRules, is_public
 from services.connections.providers.failures import FailureKind, ProviderError, answer_invalid
 from services.connections.providers.http import Answer, Request
 

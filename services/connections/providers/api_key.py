@@ -7,8 +7,8 @@ from typing import ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from cogni.egress_rules import origin_of
 from services.connections.credential import ApiKeyCredential
-from services.connections.egress_rules import origin_of
 from services.connections.providers.provider import (
     LeaseWish,
     Material,

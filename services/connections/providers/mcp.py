@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from pydantic import Field, field_validator
 
+from cogni.egress_rules import origin_of
 from services.connections.credential import McpServerCredential
-from services.connections.egress_rules import origin_of
 from services.connections.providers.provider import (
     LeaseWish,
     Material,

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from cogni.egress_rules import EgressRules
 from services.connections.credential import Credential
-from services.connections.egress_rules import EgressRules
 from services.connections.providers.http import Http
 from services.connections.secret import AuthKind, Secret, Session
 from services.runtime.errors import ErrorKind, ServiceError, Violation
