@@ -19,6 +19,7 @@ SCHEMA_DEPTH_MAX = 24
 _SERVER_NAME_LENGTH_MAX = 128
 _UNSUITABLE = re.compile(r"[^A-Za-z0-9_-]")
 _SCHEME = "mcp:"
+_DIGEST_LENGTH = 8
 #: What of a definition a model or a person acts on. The rest (icons, `_meta`) may change freely.
 _PINNED = ("name", "title", "description", "inputSchema", "outputSchema", "annotations")
 
@@ -88,8 +89,15 @@ def tool_name(provider: str, name: str) -> str:
     unambiguous = "__" not in server and not server.endswith("_")
     if spelt == plain and unambiguous and len(plain) <= TOOL_NAME_LENGTH_MAX:
         return plain
-    digest = hashlib.sha256(f"{server}\0{name}".encode()).hexdigest()[:8]
-    return f"{spelt[: TOOL_NAME_LENGTH_MAX - len(digest) - 1]}_{digest}"
+    digest = hashlib.sha256(f"{server}\0{name}".encode()).hexdigest()
+    kept = spelt[: TOOL_NAME_LENGTH_MAX - _DIGEST_LENGTH - 1]
+    return f"{kept}_{digest[:_DIGEST_LENGTH]}"
+
+
+def may_be_of(tool: str, provider: str) -> bool:
+    """Whether a tool of this name can be one of the provider's."""
+    prefix = _UNSUITABLE.sub("_", f"{provider.removeprefix(_SCHEME)}__")
+    return tool.startswith(prefix[: TOOL_NAME_LENGTH_MAX - _DIGEST_LENGTH - 1])
 
 
 def is_mcp(provider: str) -> bool:
