@@ -168,11 +168,13 @@ def decide_invocation(
     arguments: dict[str, Json],
     *,
     connection_id: str | None,
+    mcp_provider: str | None = None,
     invocations_before: int,
     now: datetime,
 ) -> Decision:
     """Decide whether a tool may be invoked with these arguments at `now`.
 
+    `mcp_provider` is the MCP server's that the tool belongs to, None for a tool of the graph's own.
     `invocations_before` counts those of the same tool that were allowed earlier in the run. The
     messages are shown to the model and name no value of the arguments.
     """
@@ -182,6 +184,11 @@ def decide_invocation(
     permission = grant.permission(tool)
     if permission is None:
         return Decision(False, "TOOL_NOT_GRANTED", f"The grant does not name the tool {tool!r}.")
+    pinned = permission.mcp_tool.provider if permission.mcp_tool is not None else None
+    if pinned != mcp_provider:
+        return Decision(
+            False, "TOOL_CHANGED", f"The tool {tool!r} is not the one that the grant names."
+        )
     if connection_id is not None and connection_id not in grant.connection_ids:
         return Decision(
             False, "CONNECTION_NOT_GRANTED", "The grant does not name the tool's connection."

@@ -99,9 +99,7 @@ class OwnedResources:
             raise PeerError("connections", ErrorKind.NOT_FOUND, "NOT_FOUND", "not there")
         return connection_id not in self.foreign
 
-    async def mcp_tools(
-        self, tenant_id: str, subject: str, connection_id: str
-    ) -> McpServer | None:
+    async def mcp_tools(self, tenant_id: str, subject: str, connection_id: str) -> McpServer | None:
         if self.server_failure is not None:
             raise self.server_failure
         return self.servers.get(connection_id)

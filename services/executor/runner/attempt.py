@@ -15,6 +15,7 @@ from langgraph.errors import GraphRecursionError
 from opentelemetry import trace
 
 from cogni.graph.guarding import ToolDenied, guarded_by
+from cogni.graph.mcp import mcp_tools_granted
 from cogni.graph.metering import metered_by
 from services.executor.runner.catalogue import Catalogue, CatalogueError
 from services.executor.runner.describing import AnyGraph
@@ -29,6 +30,7 @@ from services.executor.runner.journal import (
 )
 from services.executor.runner.meter import RunMeter
 from services.executor.runner.narration import MODES, Narrator
+from services.executor.runner.opening import effect_of_pinned, granted_tool
 from services.executor.runner.purse import Purse
 from services.executor.runner.rendering import json_of
 from services.executor.runner.resuming import Start, questions_of, take_up
@@ -203,8 +205,17 @@ class Attempt:
             repeated=Counter(briefing.lost_calls),
             adopt=self._workshop.adopt,
         )
+        self._guard.pinned_effects = {
+            each.tool: effect_of_pinned(each) for each in briefing.pinned_tools
+        }
+        granted = [granted_tool(each) for each in briefing.pinned_tools]
         try:
-            with metered_by(meter), guarded_by(self._guard), self._deadline(briefing.waited):
+            with (
+                metered_by(meter),
+                guarded_by(self._guard),
+                mcp_tools_granted(granted),
+                self._deadline(briefing.waited),
+            ):
                 return await self._stream(briefing.answers, ForeignCalls(meter))
         finally:
             meter.closed = True
