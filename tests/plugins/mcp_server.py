@@ -81,7 +81,9 @@ class McpServer:
         return text
 
     def _fail(self, text: str) -> str:
-        raise RuntimeError(f"no {text}")
+        from mcp.server.mcpserver.exceptions import ToolError
+
+        raise ToolError(f"no {text}")
 
     def _guarded(self, app: Any) -> Any:
         async def guarded(scope: Any, receive: Any, send: Any) -> None:

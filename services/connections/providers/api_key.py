@@ -14,6 +14,7 @@ from services.connections.providers.provider import (
     Material,
     Provider,
     ProviderSettings,
+    Verbatim,
 )
 from services.connections.secret import AuthKind
 
@@ -36,7 +37,7 @@ class ApiKeySettings(ProviderSettings):
         max_length=128,
         description="The header that carries the key; Authorization unless query_name is given.",
     )
-    header_prefix: str | None = Field(
+    header_prefix: Verbatim | None = Field(
         default=None,
         max_length=64,
         pattern=r"^[\x20-\x7e]*$",

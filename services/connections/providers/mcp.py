@@ -25,6 +25,7 @@ from services.connections.providers.provider import (
     Material,
     Provider,
     ProviderSettings,
+    Verbatim,
 )
 from services.connections.secret import AuthKind
 
@@ -45,7 +46,7 @@ class McpSettings(ProviderSettings):
         pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}$",
         description="The header that carries the key.",
     )
-    header_prefix: str = Field(
+    header_prefix: Verbatim = Field(
         default="Bearer ",
         max_length=64,
         pattern=r"^[\x20-\x7e]*$",
