@@ -120,12 +120,25 @@ def _says_tool(name: str) -> Any:
     return script
 
 
-def _agent(tools: list[Any], script: Any) -> Any:
-    model = chat_model("gpt-4o-mini", mock_response=script).bind_tools(tools)
+def _agent(offered: Any) -> Any:
+    model = chat_model("gpt-4o-mini", mock_response=_says_tool(offered.name)).bind_tools([offered])
 
     async def model_node(state: MessagesState) -> Any:
         return {"messages": [await model.ainvoke(state["messages"])]}
 
+    return _looped(model_node, [offered])
+
+
+def _scripted(tools: list[Any], script: Any) -> Any:
+    """An agent that needs no model, and so no LiteLLM, which takes seconds to import."""
+
+    async def model_node(state: MessagesState) -> Any:
+        return {"messages": [script(state["messages"])]}
+
+    return _looped(model_node, tools)
+
+
+def _looped(model_node: Any, tools: list[Any]) -> Any:
     def route(state: MessagesState) -> str:
         return "tools" if state["messages"][-1].tool_calls else END
 
@@ -195,37 +208,37 @@ noop = _chain(first, second)
 hold = _chain(first, held, second)
 fails = _chain(first, broken)
 questions = _chain(asks)
-posting = _agent([post], _says_tool("post"))
-plain_agent = _agent([plain], _says_tool("plain"))
-leaking = _agent([leaky], _says_tool("leaky"))
+posting = _agent(post)
+plain_agent = _agent(plain)
+leaking = _agent(leaky)
 two_posts = _chain(twice)
 post_and_hold = _chain(posts_then_held)
 
 
-def _says_ticket(messages: Any) -> str | AIMessage:
+def _says_ticket(messages: Any) -> AIMessage:
     """Asks for the tool and the arguments that the person spells: "echo {json}"."""
     if isinstance(messages[-1], HumanMessage):
         name, _, spelt = messages[-1].text.partition(" ")
         call = {"name": f"tickets__{name}", "args": json.loads(spelt), "id": "call_1"}
         return AIMessage(content="", tool_calls=[call])
-    return "done"
+    return AIMessage(content="done")
 
 
 def ticketing() -> Any:
     """An agent with the tools of an MCP server that the run's grant names, given as a factory."""
-    return _agent(mcp_tools("mcp:tickets"), _says_ticket)
+    return _scripted(mcp_tools("mcp:tickets"), _says_ticket)
 
 
-def _says_secret(messages: Any) -> str | AIMessage:
+def _says_secret(messages: Any) -> AIMessage:
     if isinstance(messages[-1], HumanMessage):
         call = {"name": "confide", "args": {"secret": CONFIDED, "to": "bea"}, "id": "call_1"}
         return AIMessage(content="", tool_calls=[call])
-    return "done"
+    return AIMessage(content="done")
 
 
 def confiding() -> Any:
     """An agent with a tool whose argument and result are nobody's business."""
-    return _agent([confide], _says_secret)
+    return _scripted([confide], _says_secret)
 
 
 def looping() -> StateGraph:

@@ -32,8 +32,8 @@ from services.executor.runner.meter import RunMeter
 from services.executor.runner.narration import MODES, Narrator
 from services.executor.runner.opening import effect_of_pinned, granted_tool
 from services.executor.runner.purse import Purse
-from services.executor.runner.rendering import json_of
 from services.executor.runner.redacting import Redactions
+from services.executor.runner.rendering import json_of
 from services.executor.runner.resuming import Start, questions_of, take_up
 from services.executor.runner.saver import Saver
 from services.executor.runner.scrub import Scrubber
