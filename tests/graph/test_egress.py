@@ -84,6 +84,25 @@ async def test_an_answer_that_is_too_large_or_never_ends_may_have_been_an_act() 
     assert (str(too_slow), too_slow.maybe_done) == ("The server did not answer in time.", True)
 
 
+@pytest.mark.parametrize(
+    ("url", "header"),
+    [("https://ex\u00e4mple.com/", "a"), (f"https://{'a' * 64}.com/", "a"), ("", "a\nb")],
+)
+async def test_what_http_cannot_carry_is_refused_without_quoting_it(url: str, header: str) -> None:
+    empty = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+    async with (
+        server(empty) as address,
+        Egress(rules=EgressRules.parse(address)) as egress,
+    ):
+        spelt = await egress.exchange("GET", f"http://{address}/", {"x-key": "sch\u00f6n"})
+        with pytest.raises(EgressError) as caught:
+            await egress.exchange("GET", url or f"http://{address}/", {"x-key": header})
+
+    assert spelt.status == 200
+    assert "a\nb" not in str(caught.value)
+    assert not caught.value.maybe_done
+
+
 async def test_a_server_that_is_not_there_has_certainly_not_acted() -> None:
     async with server(b"") as address:
         pass

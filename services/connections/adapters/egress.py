@@ -128,6 +128,12 @@ class Egress:
         try:
             async with asyncio.timeout(self._limits.total.total_seconds()):
                 return await self._exchange(request)
+        except UnicodeError:
+            # As str() of it quotes what it could not encode, nothing of it is passed on.
+            raise answer_invalid(
+                "The address or the credential holds characters that HTTP cannot carry.",
+                maybe_done=False,
+            ) from None
         except ForbiddenAddressError:
             raise _forbidden("The name leads to a private or local address.") from None
         except (httpcore2.ConnectError, httpcore2.ConnectTimeout, httpcore2.PoolTimeout):

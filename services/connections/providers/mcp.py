@@ -78,7 +78,9 @@ async def list_tools(material: Material, http: Http, now: datetime) -> list[Tool
     credential = _lend(material, LeaseWish())
 
     async def send(outgoing: Outgoing) -> Incoming:
-        headers = dict(credential.headers) | dict(outgoing.headers)
+        ours = {name.lower(): value for name, value in credential.headers.items()}
+        # The protocol's headers win: a connection's settings cannot speak for us.
+        headers = ours | dict(outgoing.headers)
         answer = await http.send(
             Request(outgoing.method, credential.server_url, headers, outgoing.body)
         )

@@ -127,7 +127,11 @@ class Egress:
             raise EgressError("The server did not answer in time.", maybe_done=True) from None
         except httpcore.NetworkError:
             raise EgressError("The server broke off the connection.", maybe_done=True) from None
-        except (httpcore.ProtocolError, httpcore.UnsupportedProtocol):
+        except UnicodeError:
+            raise EgressError("The address holds characters that no address has.") from None
+        except (httpcore.LocalProtocolError, httpcore.UnsupportedProtocol):
+            raise EgressError("The request cannot be sent: check the connection.") from None
+        except httpcore.ProtocolError:
             raise EgressError("The server's answer is not HTTP.", maybe_done=True) from None
 
     async def _exchange(
@@ -139,7 +143,7 @@ class Egress:
         async with self._pool.stream(
             method,
             url,
-            headers=list(sent.items()),
+            headers=[(name.encode(), value.encode()) for name, value in sent.items()],
             content=body,
             extensions={"timeout": {"connect": connect, "pool": connect}},
         ) as response:

@@ -92,10 +92,9 @@ async def open_tool(name: str, credential: Credential) -> OpenedTool:
             tools = await session.tools(send)
     except TimeoutError:
         raise ToolException("The MCP server takes too long to list its tools.") from None
-    except EgressError as error:
+    except (EgressError, McpError) as error:
+        # Not what the server says of it: this refusal is ours, and is not marked as its output.
         raise ToolException(str(error)) from None
-    except McpError as error:
-        raise ToolException(_told(error)) from None
     digest = next((each.digest for each in tools if each.name == name), None)
     return OpenedTool(name, digest, session, credential)
 
@@ -160,7 +159,7 @@ def _tool(granted: GrantedTool) -> BaseTool:
 
 def _sender(egress: Egress, credential: Credential) -> Send:
     ours = {
-        name.removeprefix("headers."): credential[name]
+        name.removeprefix("headers.").lower(): credential[name]
         for name in credential
         if name.startswith("headers.")
     }
