@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import ToolMessage
 from langchain_core.utils.function_calling import convert_to_openai_tool
@@ -234,6 +234,7 @@ async def test_no_bytes_make_the_reader_fail_otherwise(body: bytes, kind: str) -
         await begun(answering(raw(body, kind)))
 
 
+@settings(max_examples=30)
 @given(
     st.recursive(
         st.none() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
