@@ -123,17 +123,15 @@ class Egress:
         complaint = self._rules.complaint_about_url(request.url)
         if complaint is not None:
             raise _forbidden(f"The address {complaint}.")
+        if not request.url.isascii():
+            raise _forbidden("The address holds characters that no address has.")
         if not all(value.isascii() for value in request.headers.values()):
             raise answer_invalid("The credential does not fit into a header.", maybe_done=False)
         try:
             async with asyncio.timeout(self._limits.total.total_seconds()):
                 return await self._exchange(request)
         except UnicodeError:
-            # As str() of it quotes what it could not encode, nothing of it is passed on.
-            raise answer_invalid(
-                "The address or the credential holds characters that HTTP cannot carry.",
-                maybe_done=False,
-            ) from None
+            raise _forbidden("The address holds characters that no address has.") from None
         except ForbiddenAddressError:
             raise _forbidden("The name leads to a private or local address.") from None
         except (httpcore2.ConnectError, httpcore2.ConnectTimeout, httpcore2.PoolTimeout):

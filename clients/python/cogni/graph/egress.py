@@ -26,6 +26,7 @@ Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 _ADDRESSES_TRIED_MAX = 4
 _HEADERS_MAX = 100
+_UNSPEAKABLE = "The address holds characters that no address has."
 
 
 class EgressError(Exception):
@@ -116,6 +117,8 @@ class Egress:
         """Send, and return the answer whatever its status. Raises EgressError."""
         if (complaint := self._rules.complaint_about_url(url)) is not None:
             raise _forbidden(f"the address {complaint}")
+        if not url.isascii():
+            raise EgressError(_UNSPEAKABLE)
         try:
             async with asyncio.timeout(self._limits.total_seconds):
                 return await self._exchange(method, url, headers, body)
@@ -128,7 +131,7 @@ class Egress:
         except httpcore.NetworkError:
             raise EgressError("The server broke off the connection.", maybe_done=True) from None
         except UnicodeError:
-            raise EgressError("The address holds characters that no address has.") from None
+            raise EgressError(_UNSPEAKABLE) from None
         except (httpcore.LocalProtocolError, httpcore.UnsupportedProtocol):
             raise EgressError("The request cannot be sent: check the connection.") from None
         except httpcore.ProtocolError:
