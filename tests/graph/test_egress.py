@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -104,8 +105,10 @@ async def test_what_http_cannot_carry_is_refused_without_quoting_it(url: str, he
 
 
 async def test_a_server_that_is_not_there_has_certainly_not_acted() -> None:
-    async with server(b"") as address:
-        pass
-    found = await failure(Egress(rules=EgressRules.parse(address)), f"http://{address}/")
+    # Bound and not listening: nobody else can take the port meanwhile.
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        found = await failure(Egress(rules=EgressRules.parse(address)), f"http://{address}/")
 
     assert (str(found), found.maybe_done) == ("The server cannot be reached.", False)
