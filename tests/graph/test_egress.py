@@ -18,7 +18,12 @@ from cogni.graph.egress import Egress, EgressError, EgressLimits, egress_allowed
 async def server(answer: bytes, *, hold: asyncio.Event | None = None) -> AsyncIterator[str]:
     """host:port of a server that says `answer` to whoever connects, and then nothing more."""
 
+    handled: list[asyncio.Task[None]] = []
+
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        handled.append(task)
         # A request that cannot be sent leaves a connection on which nothing comes.
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             await reader.readuntil(b"\r\n\r\n")
@@ -36,6 +41,8 @@ async def server(answer: bytes, *, hold: asyncio.Event | None = None) -> AsyncIt
             hold.set()
         listening.close()
         await listening.wait_closed()
+        # Or their connections would be closed by the garbage collector, in another test.
+        await asyncio.wait_for(asyncio.gather(*handled), 10)
 
 
 async def failure(egress: Egress, url: str) -> EgressError:
