@@ -12,12 +12,12 @@ from functools import partial
 import typer
 
 from cogni.connections.v1 import connections_service_pb2_grpc as stubs
+from cogni.egress_rules import EgressRules
 from services.connections.access import ACCESS
 from services.connections.adapters.aws_kms import open_aws_kms
 from services.connections.adapters.callback_pages import serve_pages
 from services.connections.adapters.egress import Egress, EgressLimits
 from services.connections.callback import Callback
-from services.connections.egress_rules import EgressRules
 from services.connections.key_chain import KeyChain
 from services.connections.keyring import KeyEncryption
 from services.connections.providers.catalogue import Catalogue, built_in
@@ -42,6 +42,7 @@ from services.connections.use_cases.leases import Leases
 from services.connections.use_cases.narrowing import Narrowing
 from services.connections.use_cases.sealed import Vault
 from services.connections.use_cases.sessions import Sessions
+from services.connections.use_cases.tools import Tools
 from services.connections.use_cases.watching import Watching
 from services.connections.use_cases.webhooks import SEND_TIMEOUT, Webhooks, describe
 from services.connections.webhook import Endpoint
@@ -119,6 +120,7 @@ def compose(
         leases=Leases(database, vault, catalogue, sessions, Narrowing(egress)),
         key_rotations=KeyRotations(database, keys, operator_tenant=choices.operator_tenant),
         watching=Watching(database, listener, drain),
+        tools=Tools(database, vault, catalogue, egress),
     )
     servicer = ConnectionsServicer(does)
     application = Application(

@@ -110,6 +110,17 @@ def check_may_share(connection: Connection, subject: str) -> None:
         )
 
 
+def check_may_grant(connection: Connection, subject: str, scopes: frozenset[str]) -> None:
+    """Raise NOT_OWNER unless the subject may name it in a grant or is an administrator."""
+    if not connection.may_be_granted_by(subject) and ADMIN_SCOPE not in scopes:
+        raise denied(
+            "NOT_OWNER",
+            "Only the owner, those the owner has consented to, and callers with "
+            f"{ADMIN_SCOPE} may use this connection.",
+            metadata={"id": connection.connection_id},
+        )
+
+
 def check_etag(connection: Connection, etag: str) -> None:
     """Raise ETAG_MISMATCH when an etag was given and is not the present one."""
     if etag and etag != connection.etag:

@@ -15,6 +15,7 @@ from cogni.connections.v1 import (
     key_rotation_pb2,
     provider_pb2,
 )
+from cogni.mcp.definition import ToolDefinition, tool_name
 from services.connections.access_log import Head, Record, RecordFilter
 from services.connections.authorization import BeginWanted
 from services.connections.checkup import Check
@@ -276,7 +277,9 @@ def _credential(credential: Credential) -> credential_pb2.Credential:
         case McpServerCredential():
             return credential_pb2.Credential(
                 mcp_server=credential_pb2.McpServerCredential(
-                    server_url=credential.server_url, headers=credential.headers
+                    server_url=credential.server_url,
+                    headers=credential.headers,
+                    key=credential.key,
                 )
             )
 
@@ -352,6 +355,20 @@ def change_message(change: Change, subject: str) -> messages.ConnectionChange:
         )
         return messages.ConnectionChange(connection=gone, deleted=True)
     return messages.ConnectionChange(connection=connection_message(change.connection, subject))
+
+
+def tool_message(provider: str, tool: ToolDefinition) -> messages.ConnectionTool:
+    """A tool of the MCP server that is this provider."""
+    return messages.ConnectionTool(
+        name=tool.name,
+        tool=tool_name(provider, tool.name),
+        title=tool.title,
+        description=tool.description,
+        input_schema=to_struct(tool.input_schema),
+        output_schema=to_struct(tool.output_schema) if tool.output_schema is not None else None,
+        annotations=to_struct(tool.annotations),
+        digest=tool.digest,
+    )
 
 
 def rotation_message(rotation: KeyRotation) -> key_rotation_pb2.KeyRotation:

@@ -125,6 +125,7 @@ RULES: RuleTable = {
             text(max_length=255, min_length=1, pattern=r"[\x21-\x7e]+", says=_VISIBLE_SAYS),
         ),
     ),
+    messages.ListConnectionToolsRequest: _ID,
     messages.RefreshConnectionRequest: _ID,
     messages.BeginAuthorizationRequest: (
         required("request_id"),

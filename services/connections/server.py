@@ -17,6 +17,7 @@ from services.connections.use_cases.checkups import Checkups
 from services.connections.use_cases.connections import Connections
 from services.connections.use_cases.key_rotation import KeyRotations
 from services.connections.use_cases.leases import Leases
+from services.connections.use_cases.tools import Tools
 from services.connections.use_cases.watching import Watched, Watching
 from services.runtime.caller import current_caller
 from services.runtime.database import Database
@@ -37,6 +38,7 @@ class UseCases:
     leases: Leases
     key_rotations: KeyRotations
     watching: Watching
+    tools: Tools
 
 
 class ConnectionsServicer(stubs.ConnectionsServiceServicer):
@@ -120,6 +122,15 @@ class ConnectionsServicer(stubs.ConnectionsServiceServicer):
             checks=[convert.check_message(check) for check in checkup.checks],
             missing_scopes=checkup.missing_scopes,
             connection=convert.connection_message(checkup.connection, caller.owner),
+        )
+
+    async def ListConnectionTools(
+        self, request: messages.ListConnectionToolsRequest, context: Any
+    ) -> messages.ListConnectionToolsResponse:
+        """Say which tools an MCP server has."""
+        provider, tools = await self._do.tools.of(current_caller(), request.connection_id)
+        return messages.ListConnectionToolsResponse(
+            tools=[convert.tool_message(provider, each) for each in tools]
         )
 
     async def RefreshConnection(

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import SecretStr
 
-from services.connections.egress_rules import EgressRules
+from cogni.egress_rules import EgressRules
 from services.connections.keyring import KeyRing, KeyRingError, parse_key_ring
 from services.connections.providers.oauth import OAuthClient
 from services.connections.use_cases.authorizations import Redirects

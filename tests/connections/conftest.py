@@ -11,10 +11,10 @@ from typing import Any
 import hypothesis
 import pytest
 
+from cogni.egress_rules import EgressRules
 from services.connections.connection import Connection
 from services.connections.connection_requests import CreateWanted
 from services.connections.credential import BearerCredential
-from services.connections.egress_rules import EgressRules
 from services.connections.keyring import KeyRing
 from services.connections.lease import DEFAULT_TTL, LeaseWanted
 from services.connections.providers.catalogue import Catalogue, built_in

@@ -18,12 +18,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from cogni.egress_rules import EgressRules, origin_of
 from services.connections.adapters.egress import Egress
 from services.connections.authorization import state_hash
 from services.connections.callback import PATH, Callback
 from services.connections.connection import Connection
 from services.connections.convert import lease_message
-from services.connections.egress_rules import EgressRules, origin_of
 from services.connections.keyring import KeyRingError, parse_key_ring
 from services.connections.lease import Lease
 from services.connections.providers.bluesky import BLUESKY

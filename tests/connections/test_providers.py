@@ -285,7 +285,7 @@ def test_an_mcp_server_is_open_or_takes_a_key() -> None:
     )
     key = Secret(AuthKind.API_KEY, {"key": "k"})
     assert MCP.lend(Material(settings, key), LeaseWish()) == McpServerCredential(
-        "https://mcp.example.com/mcp", {"Authorization": "Bearer k"}
+        "https://mcp.example.com/mcp", {"Authorization": "Bearer k"}, "k"
     )
     assert Catalogue().get("mcp:linear") is MCP
 
@@ -325,3 +325,20 @@ def test_no_session_is_renewed_in_the_first_four_fifths_of_its_life(seconds: int
     when = renew_time(BLUESKY, session, NOW)
     assert when is not None
     assert NOW + timedelta(seconds=seconds * 0.79) <= when <= NOW + timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("provider", "settings"),
+    [
+        (MCP, {"server_url": "https://mcp.example.com", "header_prefix": "Token "}),
+        (MCP, {"server_url": "https://mcp.example.com"}),
+        (API_KEY, {"allowed_origins": ["https://api.example.com"], "header_prefix": "Token "}),
+    ],
+)
+def test_a_prefix_keeps_its_space_when_it_is_stored_and_read(
+    provider: Provider, settings: dict[str, Any]
+) -> None:
+    given = provider.settings.model_validate(settings)
+    stored = provider.settings.model_validate(given.model_dump(mode="json"))
+
+    assert stored.header_prefix == settings.get("header_prefix", "Bearer ")  # type: ignore[attr-defined]

@@ -8,9 +8,9 @@ from datetime import timedelta
 
 import pytest
 
+from cogni.egress_rules import EgressRules
 from services.connections.connection import Connection, State, StateReason
 from services.connections.connection_requests import UpdateWanted
-from services.connections.egress_rules import EgressRules
 from services.connections.keyring import KeyRing
 from services.connections.providers.catalogue import Catalogue
 from services.connections.providers.failures import FailureKind, ProviderError, rejected

@@ -16,10 +16,10 @@ import pytest
 from pydantic import SecretStr
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from cogni.egress_rules import EgressRules
 from services.connections.adapters.egress import Egress, EgressLimits
 from services.connections.composition import list_undelivered
 from services.connections.connection import State, StateReason
-from services.connections.egress_rules import EgressRules
 from services.connections.settings import ConnectionsSettings, webhooks
 from services.connections.store import connections, events
 from services.connections.use_cases.webhooks import LIMITS, Webhooks

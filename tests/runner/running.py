@@ -63,7 +63,7 @@ class Running:
 
     loop: Loop
     fleet: Any
-    connections: FakeConnections
+    connections: Any
     pumps: set[asyncio.Task[Any]]
     task: asyncio.Task[None]
 
@@ -96,7 +96,7 @@ class Running:
 def catalogue_names(source: str) -> list[str]:
     """The graphs that a module of this kind defines."""
     made = re.findall(r"^(\w+) = (?:_chain|_agent)\(", source, re.MULTILINE)
-    return [*made, "looping"]
+    return [*made, "looping", "ticketing", "confiding"]
 
 
 def write_project(folder: Path) -> Path:
@@ -119,10 +119,11 @@ async def running(
     holder: str = "test",
     times: LeaseTimes = TIMES,
     drain_seconds: float = 0.0,
+    connections: Any = None,
 ) -> AsyncIterator[Running]:
     """Carry runs until the block ends, then drain in good order."""
     database: Database = fleet.database
-    journal, connections = Journal(database), FakeConnections()
+    journal, connections = Journal(database), connections or FakeConnections()
     pumps: set[asyncio.Task[Any]] = set()
     workshop = Workshop(database, journal, catalogue, connections, pumps.add)
     listener = Listener(database.url, application_name="tests")

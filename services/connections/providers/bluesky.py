@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
+from cogni.egress_rules import origin_of
 from services.connections.credential import BlueskyCredential
-from services.connections.egress_rules import origin_of
 from services.connections.providers.failures import Cause, ProviderError, answer_invalid, rejected
 from services.connections.providers.http import (
     Answer,

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pydantic import Field, field_validator
 
+from cogni.egress_rules import origin_of
 from services.connections.credential import BearerCredential
-from services.connections.egress_rules import origin_of
 from services.connections.providers.failures import (
     Cause,
     FailureKind,

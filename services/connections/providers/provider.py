@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
+from cogni.egress_rules import EgressRules
 from services.connections.credential import Credential
-from services.connections.egress_rules import EgressRules
 from services.connections.providers.http import Http
 from services.connections.secret import AuthKind, Secret, Session
 from services.runtime.errors import ErrorKind, ServiceError, Violation
@@ -25,6 +25,10 @@ class RefreshPolicy(StrEnum):
     REUSABLE = "REUSABLE"
     GRACE = "GRACE"
     STRICT = "STRICT"
+
+
+#: A text whose spaces count, "Bearer " for example: settings lose those at their ends otherwise.
+Verbatim = Annotated[str, StringConstraints(strip_whitespace=False)]
 
 
 class ProviderSettings(BaseModel):

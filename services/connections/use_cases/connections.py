@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
+from cogni.egress_rules import EgressRules
 from services.connections.access_log import Action, Decision
 from services.connections.callers import entry_by
 from services.connections.connection import Connection, check_etag, check_may_change
 from services.connections.connection_requests import ConnectionFilter, CreateWanted
-from services.connections.egress_rules import EgressRules
 from services.connections.providers.catalogue import Catalogue
 from services.connections.providers.failures import ProviderError
 from services.connections.providers.http import Http

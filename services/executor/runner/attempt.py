@@ -15,9 +15,10 @@ from langgraph.errors import GraphRecursionError
 from opentelemetry import trace
 
 from cogni.graph.guarding import ToolDenied, guarded_by
+from cogni.graph.mcp import mcp_tools_granted
 from cogni.graph.metering import metered_by
 from services.executor.runner.catalogue import Catalogue, CatalogueError
-from services.executor.runner.describing import AnyGraph
+from services.executor.runner.describing import AnyGraph, tools_of
 from services.executor.runner.ending import Ending, Finished, HandedOver, Waiting, end
 from services.executor.runner.foreign import ForeignCalls
 from services.executor.runner.guard import Credentials, RunGuard
@@ -29,7 +30,9 @@ from services.executor.runner.journal import (
 )
 from services.executor.runner.meter import RunMeter
 from services.executor.runner.narration import MODES, Narrator
+from services.executor.runner.opening import effect_of_pinned, granted_tool
 from services.executor.runner.purse import Purse
+from services.executor.runner.redacting import Redactions
 from services.executor.runner.rendering import json_of
 from services.executor.runner.resuming import Start, questions_of, take_up
 from services.executor.runner.saver import Saver
@@ -203,8 +206,17 @@ class Attempt:
             repeated=Counter(briefing.lost_calls),
             adopt=self._workshop.adopt,
         )
+        self._guard.pinned_effects = {
+            each.tool: effect_of_pinned(each) for each in briefing.pinned_tools
+        }
+        granted = [granted_tool(each) for each in briefing.pinned_tools]
         try:
-            with metered_by(meter), guarded_by(self._guard), self._deadline(briefing.waited):
+            with (
+                metered_by(meter),
+                guarded_by(self._guard),
+                mcp_tools_granted(granted),
+                self._deadline(briefing.waited),
+            ):
                 return await self._stream(briefing.answers, ForeignCalls(meter))
         finally:
             meter.closed = True
@@ -233,6 +245,7 @@ class Attempt:
             "metadata": {"run_id": run.run_id},
             "callbacks": [foreign],
         }
+        self._narrator.redactions = Redactions.of(tools_of(graph))
         begin: Start | Waiting = Start(run.input)
         if run.attempt > 1:
             begin = await take_up(graph, config, run.run_id, run.input, answers, self._scrubber)
@@ -282,7 +295,8 @@ class Attempt:
             if questions := questions_of(state, self._scrubber):
                 return Waiting(questions)
             output = state.values if output is None else output
-        return Finished(RunState.SUCCEEDED, self._scrubber.value(json_of(output)))
+        shown = self._narrator.redactions.value(self._scrubber.value(json_of(output)))
+        return Finished(RunState.SUCCEEDED, shown)
 
 
 class _HandOver(Exception):

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+from cogni.egress_rules import EgressRules
+from cogni.graph.egress import egress_allowed_by
 from cogni.graph.guarding import guard_every_tool
 from services.executor.graphs import EVERY_TENANT
 from services.executor.runner.attempt import Workshop
@@ -113,7 +115,8 @@ class Runner:
         await check_migrated(url, "executor", "services.executor")
         database = _database(settings)
         try:
-            with guard_every_tool():
+            rules = EgressRules.parse(settings.runner_egress_allow)
+            with guard_every_tool(), egress_allowed_by(rules):
                 await self._carry(database, catalogue)
         finally:
             await database.close()

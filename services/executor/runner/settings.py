@@ -1,8 +1,10 @@
 """The settings of the runner's process."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+from cogni.egress_rules import EgressRules
 from services.runtime.settings import (
     AuthSettings,
     BrokerSettings,
@@ -58,3 +60,15 @@ class RunnerSettings(BrokerSettings, DatabaseSettings, TlsSettings, AuthSettings
         ge=0,
         le=3600,
     )
+    runner_egress_allow: str = shared(
+        "",
+        "host:port pairs, separated by commas, that tools may call although they are private or "
+        "without TLS, for example an MCP server on this machine.",
+    )
+
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
+        try:
+            EgressRules.parse(self.runner_egress_allow)
+        except ValueError as error:
+            yield f"COGNI_RUNNER_EGRESS_ALLOW: {error}"

@@ -25,11 +25,13 @@ from cogni.client.access_log import Head, TamperedError, verify_records
 from cogni.connections.v1.access_record_pb2 import AccessAction, AccessDecision, AccessRecord
 from cogni.connections.v1.connection_pb2 import Connection, ConnectionState
 from cogni.connections.v1.connections_service_pb2 import (
+    ConnectionTool,
     CreateConnectionRequest,
     DeleteConnectionRequest,
     GetConnectionRequest,
     ListAccessRecordsRequest,
     ListConnectionsRequest,
+    ListConnectionToolsRequest,
     ListProvidersRequest,
     TestConnectionRequest,
 )
@@ -176,6 +178,28 @@ def try_credential(connection: ConnectionArgument, as_json: JsonOption = False) 
     with Client() as client:
         request = TestConnectionRequest(connection_id=connection)
         show(client.connections.TestConnection(request), as_json)
+
+
+@app.command()
+def tools(connection: ConnectionArgument, as_json: JsonOption = False) -> None:
+    """List an MCP server's tools as it defines them now; grant them by the first column.
+
+    What the server says of its tools is not to be trusted: read it before you grant it.
+    """
+
+    def row(tool: ConnectionTool) -> tuple[str, ...]:
+        first_line = tool.description.partition("\n")[0]
+        arguments = tool.input_schema.fields["properties"].struct_value.fields
+        return tool.tool, ", ".join(sorted(arguments)), tool.digest[:12], first_line
+
+    request = ListConnectionToolsRequest(connection_id=connection)
+    with Client() as client:
+        show_all(
+            client.connections.ListConnectionTools(request).tools,
+            ("tool", "arguments", "digest", "description"),
+            row,
+            as_json,
+        )
 
 
 @app.command()

@@ -4,6 +4,7 @@ from cogni.graph.bluesky import post_to_bluesky
 from cogni.graph.chat import ChatModel, chat_model
 from cogni.graph.guarding import ToolDenied
 from cogni.graph.invocation import Credential, MissingCredentialError, credential, invocation_id
+from cogni.graph.mcp import mcp_tools
 from cogni.graph.policy import Effect, ToolPolicy, policy_of, tool, with_policy
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "chat_model",
     "credential",
     "invocation_id",
+    "mcp_tools",
     "policy_of",
     "post_to_bluesky",
     "tool",

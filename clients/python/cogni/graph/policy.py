@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, overload
@@ -35,6 +35,16 @@ class ToolPolicy:
     #: The provider whose credential it needs, for example "bluesky".
     connection: str | None = None
 
+    #: What it returns comes from somebody nobody here vouches for, and is marked so.
+    untrusted: bool = False
+
+    #: Arguments that events show as "[redacted]". The tool gets their values, and so does whatever
+    #: the graph keeps: its state, its checkpoints, the message that asked for the tool.
+    redact_arguments: tuple[str, ...] = ()
+
+    #: Events show what it returns, and how it fails, as "[redacted]"; the graph gets it.
+    redact_result: bool = False
+
 
 @overload
 def tool(function: Callable[..., Any]) -> BaseTool: ...
@@ -47,6 +57,9 @@ def tool(
     effects: Effect | str = ...,
     idempotent: bool = ...,
     connection: str | None = ...,
+    untrusted: bool = ...,
+    redact_arguments: Sequence[str] = ...,
+    redact_result: bool = ...,
     **langchain_options: Any,
 ) -> Callable[[Callable[..., Any]], BaseTool]: ...
 
@@ -57,13 +70,18 @@ def tool(
     effects: Effect | str = Effect.OUTWARD,
     idempotent: bool = False,
     connection: str | None = None,
+    untrusted: bool = False,
+    redact_arguments: Sequence[str] = (),
+    redact_result: bool = False,
     **langchain_options: Any,
 ) -> BaseTool | Callable[[Callable[..., Any]], BaseTool]:
     """LangChain's `@tool` with a declared policy; other options go to LangChain.
 
     Raises ValueError for an unknown effect.
     """
-    policy = ToolPolicy(Effect(effects), idempotent, connection)
+    policy = ToolPolicy(
+        Effect(effects), idempotent, connection, untrusted, tuple(redact_arguments), redact_result
+    )
 
     def declare(target: Callable[..., Any]) -> BaseTool:
         return with_policy(langchain_tool(**langchain_options)(target), policy)
@@ -79,6 +97,9 @@ def with_policy(declared: BaseTool, policy: ToolPolicy) -> BaseTool:
             "effects": policy.effects.value,
             "idempotent": policy.idempotent,
             "connection": policy.connection,
+            "untrusted": policy.untrusted,
+            "redact_arguments": list(policy.redact_arguments),
+            "redact_result": policy.redact_result,
         },
     }
     return declared
@@ -89,4 +110,11 @@ def policy_of(declared: BaseTool) -> ToolPolicy:
     stored = (declared.metadata or {}).get(_KEY)
     if stored is None:
         return ToolPolicy()
-    return ToolPolicy(Effect(stored["effects"]), stored["idempotent"], stored["connection"])
+    return ToolPolicy(
+        effects=Effect(stored["effects"]),
+        idempotent=stored["idempotent"],
+        connection=stored["connection"],
+        untrusted=stored["untrusted"],
+        redact_arguments=tuple(stored["redact_arguments"]),
+        redact_result=stored["redact_result"],
+    )

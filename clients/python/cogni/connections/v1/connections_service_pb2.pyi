@@ -570,6 +570,117 @@ class ConnectionCheck(_message.Message):
 Global___ConnectionCheck: _TypeAlias = ConnectionCheck  # noqa: Y015
 
 @_typing.final
+class ListConnectionToolsRequest(_message.Message):
+    """Asks for the tools of an MCP server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONNECTION_ID_FIELD_NUMBER: _builtins.int
+    connection_id: _builtins.str
+    """Which connection; it must be one to an MCP server."""
+    def __init__(
+        self,
+        *,
+        connection_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connection_id", b"connection_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListConnectionToolsRequest: _TypeAlias = ListConnectionToolsRequest  # noqa: Y015
+
+@_typing.final
+class ListConnectionToolsResponse(_message.Message):
+    """The tools of an MCP server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOOLS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConnectionTool]:
+        """As the server defines them now, by name."""
+
+    def __init__(
+        self,
+        *,
+        tools: _abc.Iterable[Global___ConnectionTool] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tools", b"tools"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListConnectionToolsResponse: _TypeAlias = ListConnectionToolsResponse  # noqa: Y015
+
+@_typing.final
+class ConnectionTool(_message.Message):
+    """A tool as its MCP server defines it. All but `tool` and `digest` is the
+    server's word.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TOOL_FIELD_NUMBER: _builtins.int
+    TITLE_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    INPUT_SCHEMA_FIELD_NUMBER: _builtins.int
+    OUTPUT_SCHEMA_FIELD_NUMBER: _builtins.int
+    ANNOTATIONS_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The server's name for it."""
+    tool: _builtins.str
+    """What grants, graphs and models call it: "<server>__<name>", at most 64
+    characters. A name that not every model takes is made so, and ends with a
+    digest.
+    """
+    title: _builtins.str
+    """A name for people. May be empty."""
+    description: _builtins.str
+    """What it does, as models are told. May be empty."""
+    digest: _builtins.str
+    """SHA-256, in hex, of the definition: the canonical JSON (keys sorted,
+    nothing between tokens, UTF-8) of name, title, description, inputSchema,
+    outputSchema and annotations as the server sent them, absent ones left
+    out. A grant pins it.
+    """
+    @_builtins.property
+    def input_schema(self) -> _struct_pb2.Struct:
+        """JSON Schema of its arguments."""
+
+    @_builtins.property
+    def output_schema(self) -> _struct_pb2.Struct:
+        """JSON Schema of its structured result. Absent when it promises none."""
+
+    @_builtins.property
+    def annotations(self) -> _struct_pb2.Struct:
+        """The server's hints about its behaviour, for people to read."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        tool: _builtins.str = ...,
+        title: _builtins.str = ...,
+        description: _builtins.str = ...,
+        input_schema: _struct_pb2.Struct | None = ...,
+        output_schema: _struct_pb2.Struct | None = ...,
+        annotations: _struct_pb2.Struct | None = ...,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "input_schema", b"input_schema", "output_schema", b"output_schema"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "description", b"description", "digest", b"digest", "input_schema", b"input_schema", "name", b"name", "output_schema", b"output_schema", "title", b"title", "tool", b"tool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConnectionTool: _TypeAlias = ConnectionTool  # noqa: Y015
+
+@_typing.final
 class RefreshConnectionRequest(_message.Message):
     """Asks to renew a connection's credential."""
 

@@ -79,6 +79,11 @@ class ConnectionsServiceStub:
                 request_serializer=cogni_dot_connections_dot_v1_dot_connections__service__pb2.TestConnectionRequest.SerializeToString,
                 response_deserializer=cogni_dot_connections_dot_v1_dot_connections__service__pb2.TestConnectionResponse.FromString,
                 _registered_method=True)
+        self.ListConnectionTools = channel.unary_unary(
+                '/cogni.connections.v1.ConnectionsService/ListConnectionTools',
+                request_serializer=cogni_dot_connections_dot_v1_dot_connections__service__pb2.ListConnectionToolsRequest.SerializeToString,
+                response_deserializer=cogni_dot_connections_dot_v1_dot_connections__service__pb2.ListConnectionToolsResponse.FromString,
+                _registered_method=True)
         self.RefreshConnection = channel.unary_unary(
                 '/cogni.connections.v1.ConnectionsService/RefreshConnection',
                 request_serializer=cogni_dot_connections_dot_v1_dot_connections__service__pb2.RefreshConnectionRequest.SerializeToString,
@@ -207,6 +212,23 @@ class ConnectionsServiceServicer:
         scopes are missing. A refusal by the provider is an answer, not an error;
         it makes the connection NEEDS_REAUTH. A retry tries again. Reasons:
         NOT_FOUND, PROVIDER_RATE_LIMITED. Scope: connections:write.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListConnectionTools(self, request, context):
+        """Asks an MCP server, with the connection's credential, which tools it has,
+        as it answers now. Look before granting: what a grant names is pinned to
+        its definition, and a tool that changes is denied until it is granted
+        again. Nothing the server says about its tools is to be trusted. Not
+        paged: at most 200 tools, or the answer is PROVIDER_ANSWER_INVALID.
+        Recorded in the access log. A retry asks again. Whoever may grant the
+        connection, and connections:admin. Reasons: NOT_FOUND, NOT_OWNER,
+        TOOLS_NOT_SUPPORTED, CONNECTION_NEEDS_REAUTH, CONNECTION_REVOKED,
+        CREDENTIAL_UNREADABLE, CREDENTIAL_REJECTED, PROVIDER_UNAVAILABLE,
+        PROVIDER_RATE_LIMITED, PROVIDER_ANSWER_INVALID, EGRESS_DENIED. Scope:
+        connections:read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -354,6 +376,11 @@ def add_ConnectionsServiceServicer_to_server(servicer, server):
                     servicer.TestConnection,
                     request_deserializer=cogni_dot_connections_dot_v1_dot_connections__service__pb2.TestConnectionRequest.FromString,
                     response_serializer=cogni_dot_connections_dot_v1_dot_connections__service__pb2.TestConnectionResponse.SerializeToString,
+            ),
+            'ListConnectionTools': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListConnectionTools,
+                    request_deserializer=cogni_dot_connections_dot_v1_dot_connections__service__pb2.ListConnectionToolsRequest.FromString,
+                    response_serializer=cogni_dot_connections_dot_v1_dot_connections__service__pb2.ListConnectionToolsResponse.SerializeToString,
             ),
             'RefreshConnection': grpc.unary_unary_rpc_method_handler(
                     servicer.RefreshConnection,
@@ -600,6 +627,33 @@ class ConnectionsService:
             '/cogni.connections.v1.ConnectionsService/TestConnection',
             cogni_dot_connections_dot_v1_dot_connections__service__pb2.TestConnectionRequest.SerializeToString,
             cogni_dot_connections_dot_v1_dot_connections__service__pb2.TestConnectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListConnectionTools(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cogni.connections.v1.ConnectionsService/ListConnectionTools',
+            cogni_dot_connections_dot_v1_dot_connections__service__pb2.ListConnectionToolsRequest.SerializeToString,
+            cogni_dot_connections_dot_v1_dot_connections__service__pb2.ListConnectionToolsResponse.FromString,
             options,
             channel_credentials,
             insecure,

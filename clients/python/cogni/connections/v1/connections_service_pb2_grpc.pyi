@@ -88,6 +88,19 @@ class ConnectionsServiceStub:
     it makes the connection NEEDS_REAUTH. A retry tries again. Reasons:
     NOT_FOUND, PROVIDER_RATE_LIMITED. Scope: connections:write.
     """
+    ListConnectionTools: _grpc.UnaryUnaryMultiCallable[_connections_service_pb2.ListConnectionToolsRequest, _connections_service_pb2.ListConnectionToolsResponse]
+    """Asks an MCP server, with the connection's credential, which tools it has,
+    as it answers now. Look before granting: what a grant names is pinned to
+    its definition, and a tool that changes is denied until it is granted
+    again. Nothing the server says about its tools is to be trusted. Not
+    paged: at most 200 tools, or the answer is PROVIDER_ANSWER_INVALID.
+    Recorded in the access log. A retry asks again. Whoever may grant the
+    connection, and connections:admin. Reasons: NOT_FOUND, NOT_OWNER,
+    TOOLS_NOT_SUPPORTED, CONNECTION_NEEDS_REAUTH, CONNECTION_REVOKED,
+    CREDENTIAL_UNREADABLE, CREDENTIAL_REJECTED, PROVIDER_UNAVAILABLE,
+    PROVIDER_RATE_LIMITED, PROVIDER_ANSWER_INVALID, EGRESS_DENIED. Scope:
+    connections:read.
+    """
     RefreshConnection: _grpc.UnaryUnaryMultiCallable[_connections_service_pb2.RefreshConnectionRequest, _connections_service_pb2.RefreshConnectionResponse]
     """Renews the credential at the provider now. Not needed in normal work:
     credentials are renewed early enough by themselves, and needless renewals
@@ -217,6 +230,19 @@ class ConnectionsServiceAsyncStub(ConnectionsServiceStub):
     scopes are missing. A refusal by the provider is an answer, not an error;
     it makes the connection NEEDS_REAUTH. A retry tries again. Reasons:
     NOT_FOUND, PROVIDER_RATE_LIMITED. Scope: connections:write.
+    """
+    ListConnectionTools: _aio.UnaryUnaryMultiCallable[_connections_service_pb2.ListConnectionToolsRequest, _connections_service_pb2.ListConnectionToolsResponse]  # type: ignore[assignment]
+    """Asks an MCP server, with the connection's credential, which tools it has,
+    as it answers now. Look before granting: what a grant names is pinned to
+    its definition, and a tool that changes is denied until it is granted
+    again. Nothing the server says about its tools is to be trusted. Not
+    paged: at most 200 tools, or the answer is PROVIDER_ANSWER_INVALID.
+    Recorded in the access log. A retry asks again. Whoever may grant the
+    connection, and connections:admin. Reasons: NOT_FOUND, NOT_OWNER,
+    TOOLS_NOT_SUPPORTED, CONNECTION_NEEDS_REAUTH, CONNECTION_REVOKED,
+    CREDENTIAL_UNREADABLE, CREDENTIAL_REJECTED, PROVIDER_UNAVAILABLE,
+    PROVIDER_RATE_LIMITED, PROVIDER_ANSWER_INVALID, EGRESS_DENIED. Scope:
+    connections:read.
     """
     RefreshConnection: _aio.UnaryUnaryMultiCallable[_connections_service_pb2.RefreshConnectionRequest, _connections_service_pb2.RefreshConnectionResponse]  # type: ignore[assignment]
     """Renews the credential at the provider now. Not needed in normal work:
@@ -386,6 +412,25 @@ class ConnectionsServiceServicer(metaclass=_abc_1.ABCMeta):
         scopes are missing. A refusal by the provider is an answer, not an error;
         it makes the connection NEEDS_REAUTH. A retry tries again. Reasons:
         NOT_FOUND, PROVIDER_RATE_LIMITED. Scope: connections:write.
+        """
+
+    @_abc_1.abstractmethod
+    def ListConnectionTools(
+        self,
+        request: _connections_service_pb2.ListConnectionToolsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_connections_service_pb2.ListConnectionToolsResponse, _abc.Awaitable[_connections_service_pb2.ListConnectionToolsResponse]]:
+        """Asks an MCP server, with the connection's credential, which tools it has,
+        as it answers now. Look before granting: what a grant names is pinned to
+        its definition, and a tool that changes is denied until it is granted
+        again. Nothing the server says about its tools is to be trusted. Not
+        paged: at most 200 tools, or the answer is PROVIDER_ANSWER_INVALID.
+        Recorded in the access log. A retry asks again. Whoever may grant the
+        connection, and connections:admin. Reasons: NOT_FOUND, NOT_OWNER,
+        TOOLS_NOT_SUPPORTED, CONNECTION_NEEDS_REAUTH, CONNECTION_REVOKED,
+        CREDENTIAL_UNREADABLE, CREDENTIAL_REJECTED, PROVIDER_UNAVAILABLE,
+        PROVIDER_RATE_LIMITED, PROVIDER_ANSWER_INVALID, EGRESS_DENIED. Scope:
+        connections:read.
         """
 
     @_abc_1.abstractmethod

@@ -124,7 +124,9 @@ class Graph(_message.Message):
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:
-        """The tools it declares. A grant must name those it may use."""
+        """The tools it declares. A grant must name those it may use. Tools of MCP
+        servers come with the grant and are not among them.
+        """
 
     @_builtins.property
     def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

@@ -1,4 +1,4 @@
-"""Which addresses this service may call: public ones, and those the operator allows."""
+"""Which addresses a process may call: public ones, and those its operator allows."""
 
 from __future__ import annotations
 
