@@ -7,6 +7,7 @@ from decimal import Decimal
 from services.executor.amounts import Amount
 from services.executor.store.events import Connection
 from services.executor.store.journal import Write
+from services.executor.store.rows import json_of
 
 _OPEN = """
 INSERT INTO usage_units (call_id, tenant_id, run_id, attempt, grant_id, account_id, kind, node,
@@ -19,6 +20,16 @@ _SETTLE = """
 UPDATE usage_units SET state = 'SETTLED', actual = $2, cost_asset = $3, cost_value = $4,
     estimated = $5, provider_response_id = $6, settle_time = cogni_now()
 WHERE call_id = $1 AND state = 'PENDING'
+"""
+_OUTSTANDING = """
+SELECT coalesce(sum(figure) FILTER (WHERE recorded), 0) AS recorded,
+    json_object_agg(call_id, figure::text) FILTER (WHERE NOT pending AND NOT recorded) AS settled,
+    json_object_agg(call_id, figure::text) FILTER (WHERE pending) AS pending
+FROM (SELECT call_id, record_time IS NOT NULL AS recorded, state = 'PENDING' AS pending,
+          CASE WHEN state = 'SETTLED' THEN cost_value
+               ELSE (estimate -> 'cost' ->> 'value')::numeric END AS figure
+      FROM usage_units WHERE run_id = $1) AS units
+WHERE figure IS NOT NULL
 """
 _STALE = """
 SELECT usage_units.call_id, usage_units.estimate FROM usage_units
@@ -100,6 +111,31 @@ def settle_call(
     """Write what the call used, unless it is settled already; needs no lease."""
     asset, value = (cost.asset, cost.value) if cost else (None, None)
     return Write(_SETTLE, (call_id, used.stored, asset, value, estimated, provider_response_id))
+
+
+@dataclass(frozen=True)
+class Outstanding:
+    """A run's calls by call id, as far as the Ledger is not known to have charged them.
+
+    The most that each pending one can cost, and what each settled one did cost; `recorded` is
+    what those come to that the Ledger has. Calls of unknown price are in none of them.
+    """
+
+    pending: dict[str, Decimal]
+    settled: dict[str, Decimal]
+    recorded: Decimal
+
+
+async def outstanding(tx: Connection, run_id: str) -> Outstanding:
+    """Return what the run's calls of all attempts come to."""
+    row = await tx.fetchrow(_OUTSTANDING, run_id)
+    assert row is not None, "an aggregate has a row"
+    return Outstanding(_figures(row["pending"]), _figures(row["settled"]), row["recorded"])
+
+
+def _figures(stored: str | None) -> dict[str, Decimal]:
+    figures: dict[str, str] = json_of(stored) or {}
+    return {call_id: Decimal(figure) for call_id, figure in figures.items()}
 
 
 async def settle_stale(tx: Connection, older_than_seconds: float, limit: int) -> int:
