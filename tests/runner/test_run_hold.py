@@ -4,97 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from cogni.ledger.v1 import hold_pb2
 from services.executor.amounts import Amount
 from services.executor.runner import run_hold
 from services.executor.runner.holds import LedgerHolds
 from services.executor.runner.journal import Holding, LeaseLostError
 from services.executor.runner.run_hold import RunHold
 from services.executor.runner.stopping import RunStoppedError
-from services.executor.runner.tokens import RunTokens
 from services.executor.store.usage import Outstanding, PendingCall, Tokens
-from services.ledger.checkpoint import LogSigner
-from services.ledger.composition import compose
-from services.ledger.store import holds as stored_holds
-from services.runtime.channels import sync_service_channel
-from services.runtime.drain import Drain
+from services.ledger.holds import HoldState
 from services.runtime.ids import new_id
-from services.runtime.pools import DatabaseLimits
-from tests.databases import DatabaseFactory
-from tests.ledger.conftest import ORIGIN, Ledger, record, unit
-from tests.plugins.identities import Identities
-from tests.plugins.serving import ServeService
+from tests.ledger.conftest import record, unit
+from tests.runner.bank import FUNDS, Bank
+from tests.runner.fleet import TENANT
 
-TENANT = "acme"
 _SUMS = """
 SELECT balance, held,
     (SELECT coalesce(sum(remaining), 0) FROM holds WHERE account_id = $1) AS remaining
 FROM balances WHERE account_id = $1
 """
-FUNDS = Decimal(10)
 UPPER = Decimal("0.4")
 #: Tests that wait for the Ledger give it this long.
 DEADLINE_SECONDS = 60.0
-
-
-@pytest.fixture
-async def ledger(
-    database: DatabaseFactory, serve_service: ServeService, identities: Identities
-) -> Ledger:
-    drain, limits = Drain(), DatabaseLimits(raw_connections_max=8)
-    storage = await database("ledger", limits=limits)
-    signer = LogSigner(identities.keys["ledger"], ORIGIN)
-    application = compose(storage, drain=drain, signer=signer)
-    return Ledger(await serve_service("ledger", application, drain=drain), identities, storage)
-
-
-@dataclass
-class MintedTokens:
-    """Stands for the Executor's server, which mints for whoever holds the lease."""
-
-    identities: Identities
-    accounts: dict[str, str] = field(default_factory=dict)
-
-    async def token(self, holding: Holding) -> str:
-        claims = self.identities.run_claims(
-            holding.tenant_id,
-            run_id=holding.run_id,
-            epoch=holding.epoch,
-            account_id=self.accounts[holding.run_id],
-        )
-        return self.identities.run_token(claims)
-
-
-@dataclass
-class Bank:
-    """A Ledger, one account in it, and what sets money aside there."""
-
-    ledger: Ledger
-    holds: LedgerHolds
-    tokens: MintedTokens
-    account_id: str
-
-    def run(self) -> Spender:
-        run_id = new_id()
-        self.tokens.accounts[run_id] = self.account_id
-        return Spender(self, Holding(run_id, TENANT, 1, 1))
-
-    async def held(self) -> Decimal:
-        return Decimal((await self.ledger.balance(self.account_id)).held.value)
-
-    async def available(self) -> Decimal:
-        return Decimal((await self.ledger.balance(self.account_id)).available.value)
-
-    async def hold_of(self, spender: Spender) -> Any:
-        async with self.ledger.database.raw_tenant(TENANT) as tx:
-            return await stored_holds.read(tx, TENANT, spender.holding.run_id)
 
 
 @dataclass
@@ -113,6 +49,10 @@ class Spender:
 
     async def _outstanding(self) -> Outstanding:
         return Outstanding(dict(self.pending), dict(self.stored), self.recorded)
+
+    @classmethod
+    def of(cls, bank: Bank) -> Spender:
+        return cls(bank, Holding(new_id(), TENANT, 1, 1))
 
     def next_attempt(self) -> Spender:
         """Another runner takes over; what the first one knew is gone."""
@@ -154,7 +94,7 @@ class Spender:
             run_id=self.holding.run_id,
             source_reference=call_id,
         )
-        (outcome,) = await record(self.bank.ledger.executor(), usage)
+        (outcome,) = await record(self.bank.ledger.executor(TENANT), usage)
         assert outcome.charge.overrun.value == "0", "the account was passed"
         await asyncio.sleep(0)
         self.recorded += self.stored.pop(call_id)
@@ -163,18 +103,6 @@ class Spender:
         call_id = await self.open(upper)
         self.settle(call_id, cost)
         await self.deliver(call_id)
-
-
-@pytest.fixture
-async def bank(ledger: Ledger, identities: Identities) -> AsyncIterator[Bank]:
-    channel = sync_service_channel(
-        ledger.served.address, "ledger", identities.service_tokens("runner")
-    )
-    tokens = MintedTokens(identities)
-    holds = LedgerHolds(lambda: channel, cast(RunTokens, tokens))
-    yield Bank(ledger, holds, tokens, await ledger.account(str(FUNDS)))
-    holds.close()
-    channel.close()
 
 
 @pytest.fixture
@@ -220,7 +148,7 @@ async def test_fifty_runs_never_pass_the_account_and_none_is_refused_that_fits(
         await spender.hold.shrink()
 
     watching = asyncio.create_task(watch())
-    runs = [bank.run() for _ in range(50)]
+    runs = [Spender.of(bank) for _ in range(50)]
     async with asyncio.timeout(DEADLINE_SECONDS):
         await asyncio.gather(*(live(run) for run in runs))
     over.set()
@@ -240,7 +168,7 @@ async def _check_refused_rightly(
     """The bound did not fit into what was left of the run's own hold and unheld by anybody."""
     said = str(refusal)
     assert refusal.error.reason == "BUDGET_EXHAUSTED"
-    hold = await bank.hold_of(spender)
+    hold = await bank.hold_of(spender.holding.run_id)
     remaining = Decimal(hold.remaining).scaleb(-12) if hold else Decimal(0)
     owed = sum((*spender.pending.values(), *spender.stored.values()), Decimal(0))
     unheld = Decimal(said.split(" has ")[2].split()[0])
@@ -248,7 +176,7 @@ async def _check_refused_rightly(
 
 
 async def test_a_run_asks_ever_more_seldom_as_it_goes_on(bank: Bank, asked: list[str]) -> None:
-    run = bank.run()
+    run = Spender.of(bank)
 
     for _ in range(64):
         await run.spend(Decimal("0.01"))
@@ -259,7 +187,7 @@ async def test_a_run_asks_ever_more_seldom_as_it_goes_on(bank: Bank, asked: list
 
 
 async def test_parallel_calls_share_one_request(bank: Bank, asked: list[str]) -> None:
-    run = bank.run()
+    run = Spender.of(bank)
 
     await asyncio.gather(*(run.open() for _ in range(10)))
 
@@ -268,7 +196,7 @@ async def test_parallel_calls_share_one_request(bank: Bank, asked: list[str]) ->
 
 
 async def test_of_parallel_calls_those_are_refused_that_do_not_fit(bank: Bank) -> None:
-    run = bank.run()
+    run = Spender.of(bank)
 
     opened = await asyncio.gather(*(run.open() for _ in range(30)), return_exceptions=True)
 
@@ -282,7 +210,7 @@ async def test_what_a_call_did_not_use_pays_for_the_next(
 ) -> None:
     # The first call is settled and never delivered, which a refusal would wait for.
     monkeypatch.setattr(run_hold, "_RECORDING_SECONDS_MAX", 0.1)
-    run = bank.run()
+    run = Spender.of(bank)
     first = await run.open(FUNDS)
     with pytest.raises(RunStoppedError, match="Fund the account"):
         await run.open(Decimal("0.01"))
@@ -295,11 +223,11 @@ async def test_what_a_call_did_not_use_pays_for_the_next(
 
 
 async def test_a_charge_whose_answer_is_on_its_way_does_not_refuse_a_call(bank: Bank) -> None:
-    run = bank.run()
+    run = Spender.of(bank)
     call_id = await run.open(Decimal(6))
     run.settle(call_id, Decimal(6))
     usage = unit(bank.account_id, "6", run_id=run.holding.run_id, source_reference=call_id)
-    await record(bank.ledger.executor(), usage)
+    await record(bank.ledger.executor(TENANT), usage)
 
     opening = asyncio.create_task(run.open(Decimal(4)))
     # The Ledger has charged it, and only the Executor does not know yet.
@@ -313,7 +241,7 @@ async def test_a_charge_whose_answer_is_on_its_way_does_not_refuse_a_call(bank: 
 async def test_the_next_attempt_takes_over_the_hold_with_what_the_lost_one_left_pending(
     bank: Bank,
 ) -> None:
-    first = bank.run()
+    first = Spender.of(bank)
     lost = await first.open(Decimal(3))
 
     # Killed between the Ledger's answer and anything it would have written down.
@@ -321,7 +249,8 @@ async def test_the_next_attempt_takes_over_the_hold_with_what_the_lost_one_left_
     await second.open(Decimal(2))
 
     assert await bank.held() == 5
-    hold = await bank.hold_of(second)
+    hold = await bank.hold_of(second.holding.run_id)
+    assert hold is not None
     assert (hold.epoch, hold.unsettled) == (2, hold.remaining)
     with pytest.raises(LeaseLostError):
         await first.open(Decimal(3))
@@ -334,7 +263,7 @@ async def test_the_next_attempt_takes_over_the_hold_with_what_the_lost_one_left_
 async def test_a_hold_that_was_placed_and_never_heard_of_is_used(
     bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = bank.run()
+    run = Spender.of(bank)
     send = LedgerHolds._send
 
     def die_after(self: LedgerHolds, method: str, request: Any, token: str) -> Any:
@@ -355,7 +284,7 @@ async def test_a_hold_that_was_placed_and_never_heard_of_is_used(
 async def test_a_run_that_waits_keeps_only_what_its_calls_need_and_comes_back(
     bank: Bank,
 ) -> None:
-    run = bank.run()
+    run = Spender.of(bank)
     await run.spend(Decimal("0.1"), Decimal(5))
     under_way = await run.open(Decimal(1))
 
@@ -368,13 +297,15 @@ async def test_a_run_that_waits_keeps_only_what_its_calls_need_and_comes_back(
     resumed = run.next_attempt()
     await resumed.open(Decimal(2))
     assert await bank.held() == 2
-    assert (await bank.hold_of(resumed)).state == hold_pb2.HOLD_STATE_ACTIVE
+    hold = await bank.hold_of(run.holding.run_id)
+    assert hold is not None
+    assert hold.state is HoldState.ACTIVE
 
 
 async def test_a_ledger_that_is_away_is_waited_for(
     bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = bank.run()
+    run = Spender.of(bank)
     await bank.ledger.served.stop()
     opening = asyncio.create_task(run.open())
     done, _ = await asyncio.wait({opening}, timeout=0.2)
@@ -386,7 +317,7 @@ async def test_a_ledger_that_is_away_is_waited_for(
 
 
 async def test_calls_that_fit_need_no_ledger(bank: Bank) -> None:
-    run = bank.run()
+    run = Spender.of(bank)
     run.settle(await run.open(Decimal(5)), Decimal(1))
     await bank.ledger.served.stop()
 
@@ -394,7 +325,7 @@ async def test_calls_that_fit_need_no_ledger(bank: Bank) -> None:
 
 
 async def test_a_price_above_ours_is_learnt_from_what_the_ledger_took(bank: Bank) -> None:
-    run = bank.run()
+    run = Spender.of(bank)
     call_id = await run.open(Decimal(1))
     run.settle(call_id, Decimal("0.5"))
     run.stored[call_id] = Decimal("0.75")
@@ -412,6 +343,7 @@ async def test_a_price_above_ours_is_learnt_from_what_the_ledger_took(bank: Bank
 async def test_an_account_that_cannot_be_held_in_dollars_is_charged_as_ever(
     bank: Bank, kind: int, asset: str
 ) -> None:
-    bank.account_id = await bank.ledger.account(kind=kind, asset=asset)
+    bank.account_id = await bank.ledger.account(tenant=TENANT, kind=kind, asset=asset)
+    bank.tokens.account_id = bank.account_id
 
-    await bank.run().open()
+    await Spender.of(bank).open()

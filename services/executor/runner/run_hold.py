@@ -207,9 +207,10 @@ class RunHold:
         self._figures = self._uncharged(outstanding)
         self._total = sum(self._figures.values(), _ZERO)
         self._earlier = self._of_earlier_attempts(outstanding)
-        most = outstanding.recorded + sum(outstanding.settled.values(), _ZERO)
-        most += sum((f for c, f in self._figures.items() if c not in self._open), _ZERO)
+        ended = {c: figure for c, figure in self._figures.items() if c not in self._open}
+        most = sum({**outstanding.settled, **ended}.values(), outstanding.recorded)
         if most > _ZERO:
+            # At most all of these were charged, so the rate is at least this.
             self._rate = max(self._rate, sums.spent / most)
 
     async def _renew_forever(self) -> None:
