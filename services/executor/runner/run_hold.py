@@ -265,7 +265,7 @@ class RunHold:
     def _ahead(self) -> Decimal:
         if not self._settled_calls:
             return _ZERO
-        return self._settled_cost * min(1, _CALLS_AHEAD / Decimal(self._settled_calls))
+        return self._settled_cost * min(Decimal(1), _CALLS_AHEAD / Decimal(self._settled_calls))
 
     def _note(self, call_id: str, figure: Decimal) -> None:
         self._total += figure - self._figures.get(call_id, _ZERO)
