@@ -10,17 +10,17 @@ from services.executor.store.rows import Row, text_of
 from services.executor.usage import Closing, RecordProblem, SettledUnit, UsageKind
 
 # Taken for a while rather than locked: no lock may be held while the Ledger is asked. Two servers
-# that deliver the same unit do no harm, since the Ledger charges it once.
+# that deliver the same unit do no harm, since the Ledger charges it once. A correction waits until
+# the Ledger has what it corrects.
 _TAKE = """
 WITH due AS (
     SELECT call_id FROM usage_units
     WHERE state = 'SETTLED' AND record_time IS NULL AND record_due_time <= cogni_now()
         AND record_problem IS DISTINCT FROM 'CONFLICT'
-        -- The Ledger corrects only what it has.
         AND (corrects_call_id IS NULL OR EXISTS (
-            SELECT 1 FROM usage_units AS estimate
-            WHERE estimate.call_id = usage_units.corrects_call_id
-                AND estimate.record_time IS NOT NULL))
+            SELECT 1 FROM usage_units AS corrected_unit
+            WHERE corrected_unit.call_id = usage_units.corrects_call_id
+                AND corrected_unit.record_time IS NOT NULL))
     ORDER BY record_due_time LIMIT $1 FOR UPDATE SKIP LOCKED
 )
 UPDATE usage_units SET record_due_time = cogni_now() + $2
