@@ -147,10 +147,12 @@ class Attempt:
         Closing the run does so too, but seconds later: others of its account may need the money.
         Whoever takes over a run that is handed over goes on with its hold.
         """
+        if self._hold is None or not self._hold.placed:
+            return
         match ending:
-            case Waiting() if self._hold is not None:
+            case Waiting():
                 await self._hold.shrink()
-            case Finished() if self._hold is not None:
+            case Finished():
                 self._workshop.adopt(asyncio.create_task(self._hold.shrink()))
 
     async def _ending(self) -> Ending:

@@ -82,6 +82,11 @@ class RunHold:
         self._turn = asyncio.Lock()
         self._renewing: asyncio.Task[None] | None = None
 
+    @property
+    def placed(self) -> bool:
+        """Whether this attempt has set anything aside."""
+        return self._trusted_until > 0 and not self._unbound
+
     async def cover(self, call: PendingCall) -> None:
         """Return when the hold has room for the most the call can cost.
 
@@ -131,7 +136,7 @@ class RunHold:
         hold's expiry.
         """
         self.close()
-        if not self._trusted_until or self._unbound:
+        if not self.placed:
             return
         try:
             async with asyncio.timeout(_SHRINK_SECONDS_MAX), self._turn:
