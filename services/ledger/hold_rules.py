@@ -89,7 +89,8 @@ def _release(position: Position, hold: Hold, command: HoldCommand) -> None:
     hold.fence(command.epoch)
     hold.unsettled = min(command.unsettled or 0, hold.remaining)
     position.held -= hold.shrink_to(hold.unsettled)
-    if hold.unsettled == 0:
+    # An explicit zero is a value: a run that waits owes nothing and comes back to its hold.
+    if command.unsettled is None:
         hold.state = HoldState.RELEASED
     hold.is_changed = True
 

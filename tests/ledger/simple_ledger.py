@@ -161,7 +161,7 @@ class SimpleLedger:
             return "STALE_ATTEMPT"
         hold.epoch = command.epoch
         hold.remaining = hold.unsettled = min(command.unsettled or 0, hold.remaining)
-        if hold.remaining == 0:
+        if command.unsettled is None:
             hold.state = "RELEASED"
         return "HELD"
 

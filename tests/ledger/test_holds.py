@@ -185,6 +185,22 @@ async def test_a_hold_shrinks_to_its_unsettled_calls_and_ends_when_none_are_left
     assert (await ledger.balance(account_id)).available.value == "10"
 
 
+async def test_a_hold_of_which_nothing_is_kept_for_now_can_be_topped_up_again(
+    ledger: Ledger,
+) -> None:
+    account_id, run_id = await ledger.account("10"), new_id()
+    run = ledger.run(run_id=run_id, account_id=account_id)
+    await run.PlaceHold(placing(account_id, "4", run_id=run_id))
+
+    kept = await run.ReleaseHold(
+        pb.ReleaseHoldRequest(request_id=new_id(), hold_id=run_id, unsettled=usd("0"))
+    )
+    again = await run.PlaceHold(placing(account_id, "3", run_id=run_id))
+
+    assert (kept.hold.state, kept.hold.remaining.value) == (hold_pb2.HOLD_STATE_ACTIVE, "0")
+    assert again.hold.remaining.value == "3"
+
+
 async def test_an_expired_hold_keeps_its_unsettled_calls_and_a_top_up_revives_it(
     ledger: Ledger, clock: Any
 ) -> None:

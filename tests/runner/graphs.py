@@ -204,6 +204,7 @@ def meets_in_a_thread(state: Words) -> Words:
 
 strangers = _chain(meets, meets_in_a_thread)
 chatting = _chain(chats)
+chat_and_ask = _chain(chats, asks)
 noop = _chain(first, second)
 hold = _chain(first, held, second)
 fails = _chain(first, broken)

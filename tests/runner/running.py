@@ -8,15 +8,18 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from cogni.executor.v1.run_event_pb2 import RunEvent
 from cogni.graph.guarding import ToolDenied, guard_every_tool
 from cogni.graph.invocation import Credential
+from services.executor.amounts import Amount
 from services.executor.runner.attempt import Workshop
 from services.executor.runner.catalogue import Catalogue
 from services.executor.runner.guard import Lease
+from services.executor.runner.holds import Holds, HoldSums
 from services.executor.runner.journal import Holding, Journal
 from services.executor.runner.lease_keeper import KeeperTimes, LeaseKeeper
 from services.executor.runner.loop import Loop, LoopSettings
@@ -55,6 +58,23 @@ class FakeConnections:
         self.leases.append((tool, invocation_id))
         fields = {"access_jwt": CANARY, "did": "did:plc:a"}
         return Lease(connection_ids[0], Credential("bluesky_session", fields), (CANARY,))
+
+
+@dataclass
+class FakeHolds:
+    """An account that always has enough; test_run_hold.py and test_holds.py use the real Ledger."""
+
+    placed: list[Amount] = field(default_factory=list)
+    shrunk: list[Amount] = field(default_factory=list)
+
+    async def place(
+        self, holding: Holding, account_id: str, least: Amount, unsettled: Amount
+    ) -> HoldSums:
+        self.placed.append(least)
+        return HoldSums(least.value, Decimal(0))
+
+    async def shrink(self, holding: Holding, unsettled: Amount) -> None:
+        self.shrunk.append(unsettled)
 
 
 @dataclass
@@ -120,12 +140,14 @@ async def running(
     times: LeaseTimes = TIMES,
     drain_seconds: float = 0.0,
     connections: Any = None,
+    holds: Holds | None = None,
 ) -> AsyncIterator[Running]:
     """Carry runs until the block ends, then drain in good order."""
     database: Database = fleet.database
     journal, connections = Journal(database), connections or FakeConnections()
     pumps: set[asyncio.Task[Any]] = set()
-    workshop = Workshop(database, journal, catalogue, connections, pumps.add)
+    paid = holds or FakeHolds()
+    workshop = Workshop(database, journal, catalogue, connections, paid, pumps.add)
     listener = Listener(database.url, application_name="tests")
     background = [asyncio.create_task(journal.run()), asyncio.create_task(listener.run())]
     settings = LoopSettings(

@@ -22,6 +22,7 @@ from services.executor.runner.describing import AnyGraph, tools_of
 from services.executor.runner.ending import Ending, Finished, HandedOver, Waiting, end
 from services.executor.runner.foreign import ForeignCalls
 from services.executor.runner.guard import Credentials, RunGuard
+from services.executor.runner.holds import Holds
 from services.executor.runner.journal import (
     Holding,
     Journal,
@@ -35,12 +36,14 @@ from services.executor.runner.purse import Purse
 from services.executor.runner.redacting import Redactions
 from services.executor.runner.rendering import json_of
 from services.executor.runner.resuming import Start, questions_of, take_up
+from services.executor.runner.run_hold import RunHold
 from services.executor.runner.saver import Saver
 from services.executor.runner.scrub import Scrubber
 from services.executor.runner.stopping import RunStoppedError, stopped_by, timed_out
 from services.executor.runs import RunError, RunState
-from services.executor.store import controls
+from services.executor.store import controls, usage
 from services.executor.store.leases import Claim
+from services.executor.store.usage import Outstanding
 from services.runtime.database import Database
 from services.runtime.errors import ServiceError
 from services.runtime.logs import log_context
@@ -61,6 +64,7 @@ class Workshop:
     journal: Journal
     catalogue: Catalogue
     credentials: Credentials
+    holds: Holds
     #: Keeps tasks that may outlive their attempt, until the process's drain.
     adopt: Callable[[asyncio.Task[Any]], None]
 
@@ -83,6 +87,7 @@ class Attempt:
             run.grant_id,
             self._scrubber,
         )
+        self._hold: RunHold | None = None
         self._work: asyncio.Task[Ending] | None = None
         self._stopped_by: BaseException | None = None
 
@@ -118,6 +123,7 @@ class Attempt:
             try:
                 ending = await self._ending()
                 self._close()
+                await self._shrink_hold(ending)
                 await end(self._workshop.database, self._workshop.journal, self.holding, ending)
             except LeaseLostError:
                 _log.warning("the lease of run %s is lost; its attempt stops", run.run_id)
@@ -135,6 +141,22 @@ class Attempt:
     def _close(self) -> None:
         # Threads and tasks that graph code left behind can act no more.
         self._guard.closed = True
+        if self._hold is not None:
+            self._hold.close()
+
+    async def _shrink_hold(self, ending: Ending) -> None:
+        """Give back what the run no longer needs, while the lease still gives the right to.
+
+        Closing the run does so too, but seconds later: others of its account may need the money.
+        Whoever takes over a run that is handed over goes on with its hold.
+        """
+        if self._hold is None or not self._hold.placed:
+            return
+        match ending:
+            case Waiting():
+                await self._hold.shrink()
+            case Finished():
+                self._workshop.adopt(asyncio.create_task(self._hold.shrink()))
 
     async def _ending(self) -> Ending:
         self._work = asyncio.create_task(self._carry_graph(), name=f"run {self.holding.run_id}")
@@ -197,11 +219,16 @@ class Attempt:
             briefing = await controls.briefing(tx, run.run_id, run.attempt)
         if briefing.stop is not None:
             raise stopped_by(briefing.stop)
+        if briefing.account_id is not None:
+            self._hold = RunHold(
+                self._workshop.holds, self.holding, briefing.account_id, self._outstanding
+            )
         meter = RunMeter(
             self._workshop.journal,
             self.holding,
             grant_id=run.grant_id,
             account_id=briefing.account_id,
+            hold=self._hold,
             purse=Purse(self._workshop.database, briefing.limits),
             repeated=Counter(briefing.lost_calls),
             adopt=self._workshop.adopt,
@@ -220,6 +247,10 @@ class Attempt:
                 return await self._stream(briefing.answers, ForeignCalls(meter))
         finally:
             meter.closed = True
+
+    async def _outstanding(self) -> Outstanding:
+        async with self._workshop.database.raw_tenant(self.holding.tenant_id) as tx:
+            return await usage.outstanding(tx, self.holding.run_id)
 
     @contextlib.contextmanager
     def _deadline(self, waited: timedelta) -> Any:

@@ -26,6 +26,7 @@ class RunnerSettings(BrokerSettings, DatabaseSettings, TlsSettings, AuthSettings
     graphs_file: Path = shared(..., "The langgraph.json whose graphs this runner carries.")
     address: str = own(..., "host:port of the Executor's server.", pattern=_ADDRESS)
     connections_address: str = shared(..., "host:port of Connections.", pattern=_ADDRESS)
+    ledger_address: str = shared(..., "host:port of the Ledger.", pattern=_ADDRESS)
     runner_slots: int = shared(100, "Runs one runner process carries at most.", ge=1, le=10_000)
     runner_lease_seconds: float = shared(
         10.0,

@@ -36,7 +36,7 @@ SELECT cancel_reason, cancel_comment, grants.account_id, grants.budget_asset,
         WHERE run_id = $1 AND answer IS NOT NULL) AS answers,
     CASE WHEN $2 > 1 THEN (SELECT json_object_agg(node, calls) FROM (
         SELECT node, count(*) AS calls FROM usage_units
-        WHERE run_id = $1 AND attempt < $2 AND occur_time > coalesce(
+        WHERE run_id = $1 AND attempt < $2 AND corrects_call_id IS NULL AND occur_time > coalesce(
             (SELECT max(create_time) FROM checkpoints WHERE run_id = $1), '-infinity')
         GROUP BY node) AS lost) END AS lost_calls
 FROM runs JOIN grants USING (grant_id) WHERE run_id = $1
