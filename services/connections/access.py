@@ -19,6 +19,7 @@ ACCESS: AccessTable = {
     f"{_SERVICE}DeleteConnection": _WRITE,
     f"{_SERVICE}TestConnection": _WRITE,
     f"{_SERVICE}ListConnectionTools": _READ,
+    f"{_SERVICE}ListInstallations": _WRITE,
     f"{_SERVICE}RefreshConnection": _WRITE,
     f"{_SERVICE}BeginAuthorization": _WRITE,
     f"{_SERVICE}CompleteAuthorization": _WRITE,

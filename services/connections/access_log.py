@@ -27,6 +27,7 @@ class Action(StrEnum):
     ROTATE_KEYS = "ROTATE_KEYS"
     CHANGE_STATE = "CHANGE_STATE"
     LIST_TOOLS = "LIST_TOOLS"
+    LIST_INSTALLATIONS = "LIST_INSTALLATIONS"
 
 
 class Decision(StrEnum):

@@ -37,6 +37,7 @@ from services.connections.use_cases.authorizations import Authorizations, Redire
 from services.connections.use_cases.changes import Changes
 from services.connections.use_cases.checkups import Checkups
 from services.connections.use_cases.connections import Connections
+from services.connections.use_cases.installations import Installations
 from services.connections.use_cases.key_rotation import KeyRotations
 from services.connections.use_cases.leases import Leases
 from services.connections.use_cases.narrowing import Narrowing
@@ -117,6 +118,7 @@ def compose(
         authorizations=Authorizations(database, vault, catalogue, egress, rules, choices.redirects),
         changes=Changes(database, vault, catalogue, egress, rules),
         checkups=Checkups(database, vault, catalogue, egress, sessions),
+        installations=Installations(database, catalogue, egress, rules),
         leases=Leases(database, vault, catalogue, sessions, Narrowing(egress)),
         key_rotations=KeyRotations(database, keys, operator_tenant=choices.operator_tenant),
         watching=Watching(database, listener, drain),

@@ -142,6 +142,15 @@ def check_usable(connection: Connection) -> None:
     check_not_revoked(connection)
 
 
+def check_renewable(connection: Connection, *, by_itself: bool) -> None:
+    """Raise unless the connection's session can be renewed. `by_itself` says that it takes no
+    person: then one that needed somebody, at the provider perhaps, is tried again when asked."""
+    if by_itself:
+        check_not_revoked(connection)
+    else:
+        check_usable(connection)
+
+
 def check_not_revoked(connection: Connection) -> None:
     """Raise CONNECTION_REVOKED for one that was withdrawn for good."""
     if connection.state is State.REVOKED:
@@ -164,5 +173,7 @@ STATE_MESSAGES: Mapping[StateReason, str] = {
     StateReason.CREDENTIAL_UNREADABLE: (
         "The stored credential cannot be decrypted: tell the operator, then connect again."
     ),
-    StateReason.ACCOUNT_SUSPENDED: "The account is suspended or deactivated at the provider.",
+    StateReason.ACCOUNT_SUSPENDED: (
+        "The account or installation is suspended or deactivated at the provider."
+    ),
 }

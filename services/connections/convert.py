@@ -33,6 +33,7 @@ from services.connections.credential import (
     Credential,
     McpServerCredential,
 )
+from services.connections.installation import ListedInstallation
 from services.connections.key_rotation import KeyRotation
 from services.connections.lease import DEFAULT_TTL, Lease, LeaseWanted, Target
 from services.connections.providers.provider import LeaseWish, Provider
@@ -233,6 +234,7 @@ def lease_wanted(request: messages.LeaseCredentialRequest) -> LeaseWanted:
         tool=request.tool,
         wish=LeaseWish(tuple(request.scopes), tuple(request.resources)),
         ttl=request.ttl.ToTimedelta() if request.HasField("ttl") else DEFAULT_TTL,
+        providers=tuple(request.providers),
     )
 
 
@@ -345,6 +347,20 @@ def check_message(check: Check) -> messages.ConnectionCheck:
     )
     message.duration.FromTimedelta(check.duration)
     return message
+
+
+def installation_message(listed: ListedInstallation) -> messages.Installation:
+    """One place where an app is installed."""
+    found = listed.installation
+    return messages.Installation(
+        installation_id=found.installation_id,
+        account=connection_pb2.ProviderAccount(id=found.account_id, name=found.account_name),
+        scopes=found.scopes,
+        all_repositories=found.all_repositories,
+        suspend_time=to_time(found.suspend_time),
+        uri=found.uri,
+        connection_ids=listed.connection_ids,
+    )
 
 
 def change_message(change: Change, subject: str) -> messages.ConnectionChange:

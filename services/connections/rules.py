@@ -127,6 +127,12 @@ RULES: RuleTable = {
     ),
     messages.ListConnectionToolsRequest: _ID,
     messages.RefreshConnectionRequest: _ID,
+    messages.ListInstallationsRequest: (
+        text("provider", max_length=127, pattern=f"({_PROVIDER})?"),
+        required("settings"),
+        struct("settings", max_bytes=SETTINGS_BYTES_MAX),
+        *page(),
+    ),
     messages.BeginAuthorizationRequest: (
         required("request_id"),
         uuid("request_id"),
@@ -164,6 +170,8 @@ RULES: RuleTable = {
         items("resources", max_items=64),
         each("resources", text(max_length=255, min_length=1, pattern=_OPAQUE, says=_VISIBLE_SAYS)),
         duration("ttl", min=timedelta(seconds=1), max=timedelta(hours=1)),
+        items("providers", max_items=8),
+        each("providers", text(max_length=127, pattern=_PROVIDER)),
     ),
     messages.RevokeLeasesRequest: (
         one_of_set("target"),

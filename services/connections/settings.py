@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from cogni.egress_rules import EgressRules
 from services.connections.keyring import KeyRing, KeyRingError, parse_key_ring
+from services.connections.providers.github_installations import AppKey
 from services.connections.providers.oauth import OAuthClient
 from services.connections.use_cases.authorizations import Redirects
 from services.connections.webhook import SHAPE, Endpoint, WebhookError, parse_endpoints
@@ -55,7 +56,10 @@ class ConnectionsSettings(ServiceProcessSettings):
         '"github_oauth": {…}}.',
     )
     github_keys: SecretStr | None = own(
-        None, 'The private keys of your GitHub Apps, in PEM, by name: {"my-app": "-----BEGIN…"}.'
+        None,
+        'The private keys of your GitHub Apps, in PEM, by name: {"my-app": "-----BEGIN…"}; or '
+        '{"my-app": {"pem": "-----BEGIN…", "tenants": ["acme"]}} for these tenants only. Who may '
+        "use an app's key reaches every account that installed the app.",
     )
     webhooks: SecretStr | None = own(
         None,
@@ -139,14 +143,22 @@ def oauth_clients(settings: ConnectionsSettings) -> dict[str, OAuthClient]:
     return clients
 
 
-def github_keys(settings: ConnectionsSettings) -> dict[str, str]:
-    """PEM texts of the operator's GitHub Apps by name. Raises SettingsError."""
-    problem = SettingsError(
-        ['COGNI_CONNECTIONS_GITHUB_KEYS_FILE must look like {"my-app": "-----BEGIN …"}.']
-    )
-    found = _json_object(settings.github_keys, problem)
-    if not all(isinstance(pem, str) and "PRIVATE KEY" in pem for pem in found.values()):
-        raise problem
+def github_keys(settings: ConnectionsSettings) -> dict[str, AppKey]:
+    """The operator's GitHub Apps' keys by name. Raises SettingsError."""
+    shape = '{"my-app": "-----BEGIN …"} or {"my-app": {"pem": "-----BEGIN …", "tenants": ["acme"]}}'
+    problem = SettingsError([f"COGNI_CONNECTIONS_GITHUB_KEYS_FILE must look like {shape}."])
+    found = {}
+    for name, entry in _json_object(settings.github_keys, problem).items():
+        given = {"pem": entry, "tenants": None} if isinstance(entry, str) else entry
+        if not isinstance(given, dict) or set(given) != {"pem", "tenants"}:
+            raise problem
+        pem, tenants = given["pem"], given["tenants"]
+        named = tenants is None or (
+            isinstance(tenants, list) and all(isinstance(each, str) for each in tenants)
+        )
+        if not isinstance(pem, str) or "PRIVATE KEY" not in pem or not named:
+            raise problem
+        found[name] = AppKey(pem, None if tenants is None else frozenset(tenants))
     return found
 
 

@@ -23,6 +23,7 @@ from services.executor.runner.holds import Holds, HoldSums
 from services.executor.runner.journal import Holding, Journal
 from services.executor.runner.lease_keeper import KeeperTimes, LeaseKeeper
 from services.executor.runner.loop import Loop, LoopSettings
+from services.executor.runner.needs import Need
 from services.executor.runs import Run
 from services.executor.store.leases import LeaseTimes
 from services.runtime.database import Database
@@ -49,7 +50,7 @@ class FakeConnections:
         self,
         holding: Holding,
         connection_ids: Any,
-        provider: str,
+        need: Need,
         tool: str,
         invocation_id: str,
     ) -> Lease:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from cogni.egress_rules import EgressRules
 from services.connections.credential import Credential
+from services.connections.installation import Installation
 from services.connections.providers.http import Http
 from services.connections.secret import AuthKind, Secret, Session
 from services.runtime.errors import ErrorKind, ServiceError, Violation
@@ -100,6 +101,22 @@ class Narrow(Protocol):
     ) -> Session:
         """Raises ProviderError."""
         ...
+
+
+class Installations(Protocol):
+    """Where an app of the provider is installed, where apps are."""
+
+    settings: type[ProviderSettings]
+
+    async def page(
+        self, settings: Any, number: int, size: int, http: Http, now: datetime
+    ) -> tuple[list[Installation], bool]:
+        """A page, counted from 1, and whether there is another. Raises ProviderError."""
+        ...
+
+
+def _every_tenant(tenant_id: str, settings: Any) -> None:
+    """What the operator configured is for every tenant."""
 
 
 #: Which of the wanted scopes the granted ones do not cover: (granted, wanted) -> missing, sorted.
@@ -200,6 +217,9 @@ class Provider:
     oauth: OAuthFlow | None = None
     narrow: Narrow | None = None
     missing_scopes: MissingScopes = _set_difference
+    installations: Installations | None = None
+    #: Raises ServiceError when the operator keeps what the settings name for other tenants.
+    check_tenant: Callable[[str, Any], None] = _every_tenant
     renew_before: timedelta = timedelta(minutes=5)
     lease_before: timedelta = timedelta(seconds=30)
     credential_lifetime: timedelta | None = None
@@ -210,6 +230,11 @@ class Provider:
     def settings_schema(self) -> dict[str, Any]:
         """JSON Schema of the settings."""
         return self.settings.model_json_schema()
+
+    @property
+    def renews_by_itself(self) -> bool:
+        """Whether a session can be made anew at any time, from what the operator keeps."""
+        return self.refresh_policy is RefreshPolicy.REMINT
 
     def check_configured(self) -> None:
         """Raise PROVIDER_NOT_CONFIGURED while the operator has not given what it needs."""

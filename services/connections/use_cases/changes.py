@@ -106,6 +106,7 @@ class Changes:
         violations += provider.url_violations(settings, self._egress_rules)
         if violations:
             raise invalid(*violations)
+        provider.check_tenant(before.tenant_id, settings)
         return settings
 
     async def _tried(

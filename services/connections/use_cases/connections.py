@@ -61,7 +61,7 @@ class Connections:
         """Check, seal and store; the same connection for a repeated request."""
         provider = self._catalogue.get(wanted.provider)
         provider.check_configured()
-        settings = self._checked(provider, wanted)
+        settings = self._checked(caller.tenant_id, provider, wanted)
         repeated = await self._repeated(caller, wanted)
         if repeated is not None:
             return repeated
@@ -129,7 +129,9 @@ class Connections:
             )
         return ended
 
-    def _checked(self, provider: Provider, wanted: CreateWanted) -> ProviderSettings:
+    def _checked(
+        self, tenant_id: str, provider: Provider, wanted: CreateWanted
+    ) -> ProviderSettings:
         violations = provider.secret_violations(wanted.secret)
         kind = wanted.secret.kind if wanted.secret else provider.auth_kinds[0]
         if wanted.auth_kind not in (None, kind):
@@ -140,6 +142,7 @@ class Connections:
         violations += provider.url_violations(settings, self._egress_rules)
         if violations:
             raise invalid(*violations)
+        provider.check_tenant(tenant_id, settings)
         return settings
 
     async def _repeated(self, caller: Caller, wanted: CreateWanted) -> Connection | None:

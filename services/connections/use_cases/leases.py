@@ -131,6 +131,7 @@ class Leases:
     async def _ready(self, caller: Caller, wanted: LeaseWanted) -> Ready:
         for _ in range(_TRIES_MAX):
             connection, stored = await self._reads.submit(caller.tenant_id, wanted.connection_id)
+            _check_provider(connection, wanted.providers)
             check_usable(connection)
             _check_consent(caller, connection)
             provider = self._catalogue.get(connection.provider)
@@ -213,6 +214,16 @@ def _check_named(caller: Caller, connection_id: str) -> None:
             "CONNECTION_NOT_GRANTED",
             "The run's grant does not name this connection.",
             metadata={"id": connection_id},
+        )
+
+
+def _check_provider(connection: Connection, providers: tuple[str, ...]) -> None:
+    if providers and connection.provider not in providers:
+        raise ServiceError(
+            ErrorKind.FAILED_PRECONDITION,
+            "PROVIDER_MISMATCH",
+            f"The tool can use a connection of {' or '.join(providers)}; this is another.",
+            metadata={"id": connection.connection_id, "provider": connection.provider},
         )
 
 

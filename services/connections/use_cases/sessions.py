@@ -13,7 +13,7 @@ import logging
 import time
 
 from services.connections.access_log import Action, Decision, Entry
-from services.connections.connection import STATE_MESSAGES, Connection, State, check_usable
+from services.connections.connection import STATE_MESSAGES, Connection, State, check_renewable
 from services.connections.providers.catalogue import Catalogue
 from services.connections.providers.failures import FailureKind, ProviderError
 from services.connections.providers.http import Http
@@ -159,7 +159,7 @@ class Sessions:
             nothing = Material(None, None)
             if stored.session_generation != generation:
                 return claimed(Turn.DONE, nothing, 0, False)
-            check_usable(connection)
+            check_renewable(connection, by_itself=provider.renews_by_itself)
             if journal.claimed:
                 return claimed(Turn.BUSY, nothing, 0, False)
             # Opened first: that it cannot be read is a better answer than to wait.

@@ -75,7 +75,7 @@ def _tool(declared: BaseTool) -> Tool:
         description=declared.description[:2000],
         arguments_schema=_schema(lambda: declared.get_input_jsonschema()),
         effect=effect_of(policy),
-        provider=policy.connection or "",
+        provider=next(iter(policy.providers), ""),
     )
 
 

@@ -27,6 +27,7 @@ from services.executor.runner import invoking
 from services.executor.runner.describing import effect_of
 from services.executor.runner.invoking import Admission, Admitted, Asked, Denied, Reused
 from services.executor.runner.journal import Holding, Journal
+from services.executor.runner.needs import Need, need_of
 from services.executor.runner.opening import NotOpenedError, Opening, opened
 from services.executor.runner.redacting import REDACTED, shown_arguments, shown_result
 from services.executor.runner.rendering import json_of, value_of
@@ -60,11 +61,11 @@ class Credentials(Protocol):
         self,
         holding: Holding,
         connection_ids: Sequence[str],
-        provider: str,
+        need: Need,
         tool: str,
         invocation_id: str,
     ) -> Lease:
-        """Lease the credential of the one among the connections that is the provider's.
+        """Lease the credential of the one among the connections that serves the need.
 
         Raises ToolDenied when there is none, or the lease is refused.
         """
@@ -225,7 +226,7 @@ class RunGuard:
         if requested.provider is not None:
             try:
                 with trace.use_span(span, record_exception=False, set_status_on_exception=False):
-                    lease = await self._lease(requested, admission)
+                    lease = await self._lease(request, requested, admission)
                     if admission.pinned is not None:
                         prepared = await self._open(requested, admission, lease)
             except BaseException as failure:
@@ -243,13 +244,14 @@ class RunGuard:
         )
         return Invocation(requested.invocation_id, credential, prepared)
 
-    async def _lease(self, requested: Requested, admission: Admitted) -> Lease:
-        assert requested.provider is not None
+    async def _lease(
+        self, request: ToolRequest, requested: Requested, admission: Admitted
+    ) -> Lease:
         try:
             lease = await self._credentials.lease(
                 self._holding,
                 admission.connection_ids,
-                requested.provider,
+                _need(request, requested),
                 requested.tool,
                 requested.invocation_id,
             )
@@ -312,7 +314,7 @@ class RunGuard:
             tool=request.tool.name,
             node=place.node,
             effect=effect,
-            provider=mcp_provider or policy.connection,
+            provider=mcp_provider or next(iter(policy.providers), None),
             arguments_digest=hashlib.sha256(canonical_json(arguments)).digest(),
             mcp_provider=mcp_provider,
         )
@@ -364,6 +366,16 @@ class RunGuard:
                 content=str(outcome), name=request.tool.name, tool_call_id=request.tool_call_id
             )
         return outcome
+
+
+def _need(request: ToolRequest, requested: Requested) -> Need:
+    """Raises ToolDenied as `need_of` does. Only tools that need a credential come here."""
+    if requested.mcp_provider is not None:
+        # By the grant, as its effect is: a graph may have given the tool another policy.
+        return Need((requested.mcp_provider,))
+    need = need_of(policy_of(request.tool), request.arguments)
+    assert need is not None
+    return need
 
 
 def _span(requested: Requested) -> trace.Span:

@@ -78,7 +78,7 @@ class Requested:
     tool: str
     node: str
     effect: ToolEffect
-    #: Whose credential the tool needs; None when it needs none.
+    #: Whose credential the tool needs, or prefers; None when it needs none.
     provider: str | None
     arguments_digest: bytes
     #: The MCP server's that the tool belongs to; None for a tool of the graph's own.

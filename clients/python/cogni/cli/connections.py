@@ -29,10 +29,13 @@ from cogni.connections.v1.connections_service_pb2 import (
     CreateConnectionRequest,
     DeleteConnectionRequest,
     GetConnectionRequest,
+    Installation,
     ListAccessRecordsRequest,
     ListConnectionsRequest,
     ListConnectionToolsRequest,
+    ListInstallationsRequest,
     ListProvidersRequest,
+    RefreshConnectionRequest,
     TestConnectionRequest,
 )
 from cogni.connections.v1.credential_pb2 import (
@@ -45,6 +48,9 @@ from cogni.connections.v1.provider_pb2 import AuthKind, Provider
 app = typer.Typer(help="Connections: accounts agents may act with.", no_args_is_help=True)
 
 ConnectionArgument = Annotated[str, typer.Argument(metavar="CONNECTION_ID")]
+GITHUB_API = "https://api.github.com"
+
+ApiUrlOption = Annotated[str, typer.Option(help="GitHub's API, for an Enterprise Server.")]
 NameOption = Annotated[str, typer.Option("--name", help="A name for people.")]
 
 
@@ -134,6 +140,73 @@ def add_api_key(
     with Client() as client:
         created = client.connections.CreateConnection(request).connection
         show_created(created, "connection_id", only_id, as_json)
+
+
+@app.command("add-github-app")
+def add_github_app(
+    app_id: Annotated[str, typer.Option(help="The app's id, or its client id.")],
+    installation: Annotated[str, typer.Option(help="One of `cogni connections installations`.")],
+    key: Annotated[str, typer.Option(help="The private key's name among the operator's keys.")],
+    api_url: ApiUrlOption = GITHUB_API,
+    name: NameOption = "",
+    label: LabelsOption = None,
+    given_request_id: RequestIdOption = None,
+    only_id: IdOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Connect an installation of a GitHub App whose private key the operator keeps."""
+    request = CreateConnectionRequest(
+        request_id=request_id(given_request_id),
+        provider="github_app",
+        display_name=name,
+        labels=labels(label),
+    )
+    request.settings.update(
+        {"app_id": app_id, "private_key": key, "installation_id": installation, "api_url": api_url}
+    )
+    with Client() as client:
+        created = client.connections.CreateConnection(request).connection
+        show_created(created, "connection_id", only_id, as_json)
+
+
+@app.command()
+def installations(
+    app_id: Annotated[str, typer.Option(help="The app's id, or its client id.")],
+    key: Annotated[str, typer.Option(help="The private key's name among the operator's keys.")],
+    api_url: ApiUrlOption = GITHUB_API,
+    limit: LimitOption = 50,
+    as_json: JsonOption = False,
+) -> None:
+    """List where a GitHub App is installed, as GitHub answers now."""
+
+    def row(found: Installation) -> tuple[str, ...]:
+        return (
+            found.installation_id,
+            found.account.name,
+            "all" if found.all_repositories else "chosen",
+            f"suspended {time_of(found.suspend_time)}" if found.HasField("suspend_time") else "",
+            ", ".join(found.scopes),
+            ", ".join(found.connection_ids),
+        )
+
+    request = ListInstallationsRequest()
+    request.settings.update({"app_id": app_id, "private_key": key, "api_url": api_url})
+    with Client() as client:
+        show_all(
+            pages(client.connections.ListInstallations, request, "installations", limit),
+            ("installation", "account", "repositories", "suspended", "scopes", "connections"),
+            row,
+            as_json,
+        )
+
+
+@app.command()
+def refresh(connection: ConnectionArgument, as_json: JsonOption = False) -> None:
+    """Renew the credential at the provider now, also one that was suspended there and is not any
+    more."""
+    with Client() as client:
+        request = RefreshConnectionRequest(connection_id=connection, force=True)
+        show(client.connections.RefreshConnection(request).connection, as_json)
 
 
 @app.command()

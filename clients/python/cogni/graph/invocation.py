@@ -27,6 +27,10 @@ class Credential:
     def __getitem__(self, name: str) -> str:
         return self._fields[name]
 
+    def get(self, name: str, default: str = "") -> str:
+        """The field, or `default` where the credential has none: empty fields are left out."""
+        return self._fields.get(name, default)
+
     def __contains__(self, name: object) -> bool:
         return name in self._fields
 

@@ -32,8 +32,16 @@ class ToolPolicy:
     #: Repeating it with the same invocation_id() has no second effect.
     idempotent: bool = False
 
-    #: The provider whose credential it needs, for example "bluesky".
-    connection: str | None = None
+    #: The provider whose credential it needs, for example "bluesky"; or several it can use, the
+    #: preferred first.
+    connection: str | tuple[str, ...] | None = None
+
+    #: What the credential is cut down to, where the provider can, for example ("issues:write",).
+    scopes: tuple[str, ...] = ()
+
+    #: The argument that names the one resource the credential is cut down to, for example a
+    #: repository. Without that argument the tool gets no credential.
+    resource: str | None = None
 
     #: What it returns comes from somebody nobody here vouches for, and is marked so.
     untrusted: bool = False
@@ -44,6 +52,13 @@ class ToolPolicy:
 
     #: Events show what it returns, and how it fails, as "[redacted]"; the graph gets it.
     redact_result: bool = False
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Every provider whose credential it can use, the preferred first."""
+        if self.connection is None or isinstance(self.connection, str):
+            return () if self.connection is None else (self.connection,)
+        return self.connection
 
 
 @overload
@@ -56,7 +71,9 @@ def tool(
     *,
     effects: Effect | str = ...,
     idempotent: bool = ...,
-    connection: str | None = ...,
+    connection: str | tuple[str, ...] | None = ...,
+    scopes: Sequence[str] = ...,
+    resource: str | None = ...,
     untrusted: bool = ...,
     redact_arguments: Sequence[str] = ...,
     redact_result: bool = ...,
@@ -69,7 +86,9 @@ def tool(
     *,
     effects: Effect | str = Effect.OUTWARD,
     idempotent: bool = False,
-    connection: str | None = None,
+    connection: str | tuple[str, ...] | None = None,
+    scopes: Sequence[str] = (),
+    resource: str | None = None,
     untrusted: bool = False,
     redact_arguments: Sequence[str] = (),
     redact_result: bool = False,
@@ -80,7 +99,14 @@ def tool(
     Raises ValueError for an unknown effect.
     """
     policy = ToolPolicy(
-        Effect(effects), idempotent, connection, untrusted, tuple(redact_arguments), redact_result
+        Effect(effects),
+        idempotent,
+        connection,
+        tuple(scopes),
+        resource,
+        untrusted,
+        tuple(redact_arguments),
+        redact_result,
     )
 
     def declare(target: Callable[..., Any]) -> BaseTool:
@@ -96,7 +122,9 @@ def with_policy(declared: BaseTool, policy: ToolPolicy) -> BaseTool:
         _KEY: {
             "effects": policy.effects.value,
             "idempotent": policy.idempotent,
-            "connection": policy.connection,
+            "connections": list(policy.providers),
+            "scopes": list(policy.scopes),
+            "resource": policy.resource,
             "untrusted": policy.untrusted,
             "redact_arguments": list(policy.redact_arguments),
             "redact_result": policy.redact_result,
@@ -110,11 +138,14 @@ def policy_of(declared: BaseTool) -> ToolPolicy:
     stored = (declared.metadata or {}).get(_KEY)
     if stored is None:
         return ToolPolicy()
+    names = tuple(stored["connections"])
     return ToolPolicy(
-        effects=Effect(stored["effects"]),
-        idempotent=stored["idempotent"],
-        connection=stored["connection"],
-        untrusted=stored["untrusted"],
-        redact_arguments=tuple(stored["redact_arguments"]),
-        redact_result=stored["redact_result"],
+        Effect(stored["effects"]),
+        stored["idempotent"],
+        names if len(names) > 1 else next(iter(names), None),
+        tuple(stored["scopes"]),
+        stored["resource"],
+        stored["untrusted"],
+        tuple(stored["redact_arguments"]),
+        stored["redact_result"],
     )

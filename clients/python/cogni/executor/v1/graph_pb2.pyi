@@ -177,7 +177,9 @@ class Tool(_message.Message):
     effect: Global___ToolEffect.ValueType
     """What it does to the world outside."""
     provider: _builtins.str
-    """The kind of connection it needs ("bluesky/app_password"). Empty: none."""
+    """The provider whose connection it needs, for example "bluesky". Empty:
+    none. Of several it can use, the one it prefers.
+    """
     @_builtins.property
     def arguments_schema(self) -> _struct_pb2.Struct:
         """JSON Schema of its arguments."""

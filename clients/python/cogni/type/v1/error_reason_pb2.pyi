@@ -269,6 +269,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """This kind of connection has no tools of its own (FAILED_PRECONDITION).
     Only connections to MCP servers have.
     """
+    ERROR_REASON_PROVIDER_MISMATCH: _ErrorReason.ValueType  # 321
+    """The connection is of a provider whose credential the tool cannot use
+    (FAILED_PRECONDITION). Metadata "provider" says of which.
+    """
+    ERROR_REASON_INSTALLATIONS_NOT_SUPPORTED: _ErrorReason.ValueType  # 322
+    """This kind of connection has no installations (FAILED_PRECONDITION)."""
+    ERROR_REASON_APP_KEY_NOT_ALLOWED: _ErrorReason.ValueType  # 323
+    """The operator does not let this tenant use that private key
+    (PERMISSION_DENIED). Metadata "private_key" names it.
+    """
     ERROR_REASON_GRANT_UNUSABLE: _ErrorReason.ValueType  # 200
     """The grant that a schedule or trigger names is unknown, revoked, expired,
     or does not allow its graph (FAILED_PRECONDITION). Metadata "grant_id" and
@@ -606,6 +616,16 @@ connection (PERMISSION_DENIED).
 ERROR_REASON_TOOLS_NOT_SUPPORTED: ErrorReason.ValueType  # 320
 """This kind of connection has no tools of its own (FAILED_PRECONDITION).
 Only connections to MCP servers have.
+"""
+ERROR_REASON_PROVIDER_MISMATCH: ErrorReason.ValueType  # 321
+"""The connection is of a provider whose credential the tool cannot use
+(FAILED_PRECONDITION). Metadata "provider" says of which.
+"""
+ERROR_REASON_INSTALLATIONS_NOT_SUPPORTED: ErrorReason.ValueType  # 322
+"""This kind of connection has no installations (FAILED_PRECONDITION)."""
+ERROR_REASON_APP_KEY_NOT_ALLOWED: ErrorReason.ValueType  # 323
+"""The operator does not let this tenant use that private key
+(PERMISSION_DENIED). Metadata "private_key" names it.
 """
 ERROR_REASON_GRANT_UNUSABLE: ErrorReason.ValueType  # 200
 """The grant that a schedule or trigger names is unknown, revoked, expired,
