@@ -7,6 +7,7 @@ github.py holds its answers, and what it was sent, against GitHub's published de
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import re
@@ -106,6 +107,8 @@ class GitHub:
         self.refusals: list[Refusal] = []
         #: Called when a comment is stored and its answer not yet sent.
         self.after_comment: Callable[[], None] = lambda: None
+        #: Until it is set, what was done is not answered.
+        self.hold: asyncio.Event | None = None
         self._routes: list[tuple[str, re.Pattern[str], Callable[..., Reply]]] = [
             (method, re.compile(path), answer)
             for method, path, answer in (
@@ -367,6 +370,8 @@ async def serving(github: GitHub) -> AsyncIterator[str]:
             assert request.transport is not None
             request.transport.abort()
             raise web.HTTPInternalServerError from None
+        if github.hold is not None and request.method == "POST":
+            await github.hold.wait()
         return web.json_response(reply.content, status=reply.status, headers=reply.headers)
 
     app = web.Application()

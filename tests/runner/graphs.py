@@ -17,6 +17,7 @@ from langgraph.prebuilt import ToolNode
 from langgraph.types import interrupt
 
 from cogni.graph import chat_model, credential, invocation_id, mcp_tools, tool
+from cogni.graph import chat_model, credential, http_request, invocation_id, tool
 
 #: Counts what nodes and tools did, and lets tests hold them back.
 HAPPENED: Counter[str] = Counter()
@@ -202,9 +203,14 @@ def meets_in_a_thread(state: Words) -> Words:
     return {"words": [Stranger(reports=False).invoke("b").text]}
 
 
+async def fetches(state: Words) -> Words:
+    return {"words": [str(await http_request.ainvoke({"url": PROVIDER["url"]}))]}
+
+
 strangers = _chain(meets, meets_in_a_thread)
 chatting = _chain(chats)
 chat_and_ask = _chain(chats, asks)
+fetching = _chain(fetches)
 noop = _chain(first, second)
 hold = _chain(first, held, second)
 fails = _chain(first, broken)
