@@ -52,8 +52,8 @@ class State(TypedDict, total=False):
 async def choose(state: State) -> State:
     """Finds the pull request among the open ones."""
     found = await list_pull_requests.ainvoke({"repository": state["repository"], "limit": 100})
-    if not isinstance(found, list):
-        raise ValueError(found)
+    if isinstance(found, str):
+        return {"comment": f"not reviewed: {found}"}
     wanted = state.get("number")
     for each in found:
         if each["number"] == wanted or (wanted is None and not each["draft"]):
@@ -65,8 +65,8 @@ async def read(state: State) -> State:
     """Reads what it changes."""
     arguments = {"repository": state["repository"], "number": state["number"]}
     files = await read_pull_request.ainvoke(arguments)
-    if not isinstance(files, list):
-        raise ValueError(files)
+    if isinstance(files, str):
+        return {"comment": f"not reviewed: {files}"}
     return {"files": files}
 
 
@@ -109,15 +109,18 @@ def mocked_review(messages: Sequence[BaseMessage]) -> str:
     return f"This changes {len(files)} files: {', '.join(files)}."
 
 
-def _found(state: State) -> str:
-    return END if "comment" in state else "read"
+def go_on(state: State) -> str:
+    """Whether there is something to review; what stands in the way is the outcome."""
+    return "over" if "comment" in state else "on"
 
 
 graph = (
     StateGraph(State)
     .add_node(choose)
-    .add_sequence([read, review, comment])
+    .add_node(read)
+    .add_sequence([review, comment])
     .add_edge(START, "choose")
-    .add_conditional_edges("choose", _found, ["read", END])
+    .add_conditional_edges("choose", go_on, {"on": "read", "over": END})
+    .add_conditional_edges("read", go_on, {"on": "review", "over": END})
     .add_edge("comment", END)
 )

@@ -1,4 +1,4 @@
-"""GitHub and HTTP in whole runs: one comment whatever dies, and no token in anything that is kept."""
+"""GitHub and HTTP in whole runs: one comment whatever dies, and no token in what is kept."""
 
 from __future__ import annotations
 
@@ -89,15 +89,13 @@ async def test_a_review_is_posted_once_though_its_runner_died_before_it_knew(
     fleet: Fleet, examples: Catalogue, leases: Leases
 ) -> None:
     github = leases.github
-    github.hold = asyncio.Event()
+    posted, github.hold = asyncio.Event(), asyncio.Event()
+    github.after_comment = posted.set
     grant_id = await fleet.grant(*TOOLS, connection_ids=("c1",))
     run_id = await fleet.start("reviewer", grant_id, input={"repository": REPOSITORY})
     async with running(fleet, examples, connections=leases) as runner:
         runner.loop.wake()
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            while not github.bodies(REPOSITORY, 7):
-                # What is waited for is a request of the code under test.
-                await asyncio.sleep(0.02)
+        await asyncio.wait_for(posted.wait(), DEADLINE_SECONDS)
         await fleet.execute(
             "UPDATE run_leases SET epoch = epoch + 1, holder = 'dead',"
             " expire_time = cogni_now() - interval '1 hour' WHERE run_id = $1",
