@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 API = "https://api.github.com"
 SITE = "https://github.com"
@@ -25,13 +26,15 @@ _REPOSITORY_COUNTS = (
 
 def user(login: str, kind: str = "User") -> dict[str, Any]:
     """A simple-user."""
-    url = f"{API}/users/{login}"
+    # A bot's login ends with "[bot]".
+    escaped = quote(login)
+    url = f"{API}/users/{escaped}"
     return {
         "login": login,
         "id": sum(login.encode()),
         "node_id": f"U_{login}",
         "gravatar_id": "",
-        "html_url": f"{SITE}/{login}",
+        "html_url": f"{SITE}/{escaped}",
         "site_admin": False,
         "type": kind,
         "url": url,

@@ -4,7 +4,18 @@ import { readFileSync } from "node:fs";
 import Ajv from "ajv";
 import addFormats from "ajv-formats";
 
-const api = JSON.parse(readFileSync("node_modules/@octokit/openapi/generated/api.github.com.json"));
+const text = readFileSync("node_modules/@octokit/openapi/generated/api.github.com.json");
+// OpenAPI 3.0 says "nullable" where JSON Schema says that null is one of the types.
+const api = JSON.parse(text, (_, value) => {
+  if (value?.nullable !== true) return value;
+  const { nullable, ...rest } = value;
+  return { anyOf: [{ type: "null" }, rest] };
+});
+// Its list of installations demands that an account be a user and an enterprise at once (allOf),
+// where the installation itself may be either (anyOf).
+const { account } = api.components.schemas.installation.properties;
+const listed = api.paths["/app/installations"].get.responses["200"].content["application/json"];
+listed.schema.items.properties.account = account;
 // A description is no schema: its own keywords (example, discriminator) say nothing about values.
 const ajv = new Ajv({ strict: false, allErrors: true });
 addFormats(ajv);
