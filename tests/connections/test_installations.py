@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from cogni.cli.connections import app
 from cogni.connections.v1 import access_record_pb2, connection_pb2
 from cogni.connections.v1 import connections_service_pb2 as messages
 from cogni.connections.v1 import connections_service_pb2_grpc as stubs
@@ -182,6 +186,32 @@ async def test_a_connection_follows_its_installation_and_comes_back_with_it(
     assert suspended.reason == "CREDENTIAL_REJECTED"
     assert state == ("NEEDS_REAUTH", "ACCOUNT_SUSPENDED")
     assert (await office.state(made))[0] == "ACTIVE"
+
+
+async def test_the_command_line_lists_connects_and_renews(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    office.github.install(7, "octo", issues="write").suspended = True
+    office.github.install(8, "other")
+    monkeypatch.setenv("COGNI_CONNECTIONS_ADDRESS", office.served.address)
+    monkeypatch.setenv("COGNI_TOKEN", office.identities.user_token("t1", "ann", SCOPES))
+    which = ("--app-id", str(APP_ID), "--key", "main", "--api-url", office.url)
+
+    async def cogni(*words: str) -> str:
+        done = await asyncio.to_thread(CliRunner().invoke, app, list(words))
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    made = await cogni("add-github-app", *which, "--installation", "8", "--id")
+    listed = await cogni("installations", *which, "--json")
+    shown = await cogni("installations", *which)
+    renewed = await cogni("refresh", made.strip(), "--json")
+
+    found = [json.loads(line) for line in listed.splitlines()]
+    assert [each["installation_id"] for each in found] == ["7", "8"]
+    assert found[1]["connection_ids"] == [made.strip()]
+    assert "suspended" in shown
+    assert json.loads(renewed)["account"]["name"] == "other"
 
 
 async def test_a_lease_is_cut_down_and_one_for_another_provider_refused(office: Office) -> None:

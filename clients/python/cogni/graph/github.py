@@ -42,7 +42,7 @@ async def _list(
     size = max(1, min(limit, PULL_REQUESTS_MAX))
     path = f"{repository_path(repository)}/pulls"
     async with GitHubApi() as github:
-        found = await github.get(path, state=state, per_page=size)
+        found, _ = await github.page(path, 1, size, state=state)
     return [
         {
             "number": each["number"],
@@ -62,7 +62,7 @@ async def _list(
 async def _read(repository: str, number: int) -> list[dict[str, Any]]:
     path = f"{repository_path(repository)}/pulls/{number}/files"
     async with GitHubApi() as github:
-        found = await github.get(path, per_page=FILES_MAX)
+        found, _ = await github.page(path, 1, FILES_MAX)
     left = PATCHES_LENGTH_MAX
     files = []
     for each in found:

@@ -53,13 +53,9 @@ class GitHubApi:
     ) -> None:
         await self._egress.__aexit__(kind, error, trace)
 
-    async def get(self, path: str, **query: Any) -> Any:
-        """What is at the path."""
-        return _content(await self._send("GET", path, query))
-
-    async def page(self, path: str, number: int, size: int) -> tuple[list[Any], int]:
+    async def page(self, path: str, number: int, size: int, **query: str) -> tuple[list[Any], int]:
         """A page of a list, counted from 1, and the number of the last as GitHub says it."""
-        answer = await self._send("GET", path, {"per_page": size, "page": number})
+        answer = await self._send("GET", path, {**query, "per_page": size, "page": number})
         content = _content(answer)
         if not isinstance(content, list):
             raise ToolException("GitHub answered with something that is no list.")
