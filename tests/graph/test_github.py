@@ -92,8 +92,10 @@ async def test_pull_requests_are_listed_and_read(hub: Hub) -> None:
 
 
 async def test_a_retried_invocation_comments_once_and_answers_the_same(hub: Hub) -> None:
+    # Ours is neither on the first page of comments nor on the last.
+    for number in range(120):
+        hub.github.add_comment(REPOSITORY, 7, f"me too {number}")
     first = await hub.comment()
-    # Many comments came in between, so that ours is not on the newest page.
     for number in range(150):
         hub.github.add_comment(REPOSITORY, 7, f"me too {number}")
     second = await hub.comment()
