@@ -16,8 +16,7 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 from langgraph.types import interrupt
 
-from cogni.graph import chat_model, credential, invocation_id, mcp_tools, tool
-from cogni.graph import chat_model, credential, http_request, invocation_id, tool
+from cogni.graph import chat_model, credential, http_request, invocation_id, mcp_tools, tool
 
 #: Counts what nodes and tools did, and lets tests hold them back.
 HAPPENED: Counter[str] = Counter()
