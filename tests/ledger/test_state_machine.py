@@ -46,9 +46,9 @@ from services.ledger.store.entries import EntryFilter
 from services.ledger.units import Cost, Key, ToolUsage, UsageUnit
 from services.runtime.caller import Caller, CallerKind
 from services.runtime.database import Database
-from services.runtime.lane import Lane
 from services.runtime.errors import ServiceError
 from services.runtime.ids import new_id
+from services.runtime.lane import Lane
 from tests.databases import Databases
 from tests.ledger.simple_ledger import OVERRUN, USAGE, USD, SimpleLedger
 
