@@ -31,7 +31,8 @@ Result = list[Draft] | ServiceError | UnitRejectedError
 class Batch:
     """The commands of one transaction. `given_back` is by place: first correction, and sum.
 
-    `heads` and `positions` are as the batch leaves them, once they are written.
+    `heads`, `positions` and `holds` are as the batch leaves them, once they are written; None is
+    a hold that was looked for and does not exist.
     """
 
     commands: Sequence[Command]
@@ -42,6 +43,7 @@ class Batch:
     results: dict[Key, Result] = field(default_factory=dict)
     heads: Mapping[str, LogHead] = field(default_factory=dict)
     positions: Sequence[Position] = ()
+    holds: dict[tuple[str, str], Hold | None] = field(default_factory=dict)
     first: dict[Key, Command] = field(init=False)
 
     def __post_init__(self) -> None:

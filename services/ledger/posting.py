@@ -100,7 +100,8 @@ class Poster:
         heads = batch.heads
         if heads:
             now = max(head.now for head in heads.values())
-            self._recollection.learn(now, heads, batch.positions)
+            self._recollection.tell_time(now)
+            self._recollection.expect(heads, batch.positions, batch.holds)
 
     async def _post(self, tx: Transaction, batch: Batch) -> list[Outcome]:
         await self._find_keys(tx, batch)
@@ -114,6 +115,7 @@ class Poster:
                 await _keep_budgets(tx, book, batch)
                 appended = await self._appender.append(tx, book, used)
                 batch.heads, batch.positions = appended.heads, list(book.positions.values())
+                batch.holds |= appended.holds
         return await self._answers(tx, batch, appended)
 
     async def _find_keys(self, tx: Transaction, batch: Batch) -> None:
@@ -157,6 +159,7 @@ class Poster:
                 wanted.add((command.key.tenant_id, command.hold_id))
             elif isinstance(command, UsageCommand) and command.unit.run_id:
                 wanted.add((command.key.tenant_id, command.unit.run_id))
+        batch.holds = dict.fromkeys(wanted)
         for charge in batch.originals.values():
             place = (charge.entry.tenant_id, charge.entry.debit_account_id)
             if place not in touched:

@@ -10,11 +10,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from services.ledger.book import Position
+from services.ledger.holds import Hold
 from services.ledger.store.log import LogHead
 
 #: Remembered per process; a tenant's head is a few hundred bytes, a balance less.
 _TENANTS_MAX = 10_000
 _BALANCES_MAX = 50_000
+_HOLDS_MAX = 50_000
 #: After n misses in a row, up to so many, a tenant's next 2 ** n - 2 batches do not try: somebody
 #: sends old units again, or other processes write its log as well.
 _MISSES_COUNTED_MAX = 6
@@ -33,6 +35,7 @@ class Recollection:
         self._monotonic = monotonic
         self._heads: OrderedDict[str, LogHead] = OrderedDict()
         self._balances: OrderedDict[tuple[str, str], tuple[int, int]] = OrderedDict()
+        self._holds: OrderedDict[tuple[str, str], Hold | None] = OrderedDict()
         self._patience: dict[str, _Patience] = {}
         self._told_time: datetime | None = None
         self._told_at = 0.0
@@ -51,22 +54,28 @@ class Recollection:
         """Return what an account (tenant, id) had and held, if it is known to have no budget."""
         return self._balances.get(place)
 
-    def learn(
-        self,
-        now: datetime,
-        heads: Mapping[str, LogHead],
-        positions: Iterable[Position],
-    ) -> None:
-        """Keep what a committed batch left behind; `now` is a time the database just told."""
-        self.tell_time(now)
-        self.expect(heads, positions)
+    def hold(self, place: tuple[str, str]) -> Hold | None:
+        """Return a copy of a run's hold (tenant, run), None when it has none.
+
+        Raises KeyError when that is not known.
+        """
+        known = self._holds[place]
+        return None if known is None else replace(known, is_changed=False)
 
     def tell_time(self, now: datetime) -> None:
         """The database has just said that it is `now`."""
         self._told_time, self._told_at = now, self._monotonic()
 
-    def expect(self, heads: Mapping[str, LogHead], positions: Iterable[Position]) -> None:
-        """Believe what a batch will leave behind once it is written."""
+    def expect(
+        self,
+        heads: Mapping[str, LogHead],
+        positions: Iterable[Position],
+        holds: Mapping[tuple[str, str], Hold | None],
+    ) -> None:
+        """Believe what a batch leaves behind, or will once it is written."""
+        for place, hold in holds.items():
+            self._holds[place] = hold
+            _trim(self._holds, _HOLDS_MAX)
         for tenant_id, head in heads.items():
             self._heads[tenant_id] = head
             _trim(self._heads, _TENANTS_MAX)

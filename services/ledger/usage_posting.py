@@ -16,6 +16,7 @@ from services.ledger.appending import Appended, Appender, movements_of
 from services.ledger.batch import Batch, answer
 from services.ledger.book import Book, Position
 from services.ledger.commands import Command, Outcome, UsageCommand
+from services.ledger.holds import Hold
 from services.ledger.price_books import NotAtHandError, PriceBooks
 from services.ledger.pricing import price_unit
 from services.ledger.recollection import Recollection
@@ -58,7 +59,15 @@ class UsagePosting:
         positions = self._positions(units)
         if before is None or positions is None:
             return None
-        batch, book = Batch(commands), Book(positions.values())
+        holds = self._holds(units, positions)
+        if holds is None:
+            return None
+        batch = Batch(commands)
+        book = Book(positions.values(), [hold for hold in holds.values() if hold is not None])
+        remaining = {
+            place: hold.remaining if hold is not None and hold.is_open else 0
+            for place, hold in holds.items()
+        }
         try:
             self._apply(batch, book, before)
         except NotAtHandError:
@@ -75,8 +84,22 @@ class UsagePosting:
             place: (known.balance_before, known.held_before)
             for place, known in book.positions.items()
         }
-        self._recollection.expect(heads, book.positions.values())
-        new = NewUsage(entries, hashes, nodes, movements_of(book, entries), before, heads, believed)
+        self._recollection.expect(heads, book.positions.values(), holds)
+        new = NewUsage(
+            entries,
+            hashes,
+            nodes,
+            movements_of(book, entries),
+            before,
+            heads,
+            believed,
+            remaining,
+            taken={
+                place: had - hold.remaining
+                for place, had in remaining.items()
+                if (hold := holds[place]) is not None and hold.is_open
+            },
+        )
         return Prepared(batch, Appended(sealed, {}), new)
 
     async def write(self, prepared: Prepared) -> list[Outcome] | None:
@@ -120,11 +143,27 @@ class UsagePosting:
                 if known is None:
                     return None
                 position = positions[place] = Position(account, *known)
-            if position.held and command.unit.run_id:
-                # A hold of this run may have money set aside, and only PostgreSQL knows. Where
-                # nothing is held, no hold has anything to give.
-                return None
         return positions
+
+    def _holds(
+        self, units: list[UsageCommand], positions: dict[tuple[str, str], Position]
+    ) -> dict[tuple[str, str], Hold | None] | None:
+        """Return what is believed of the units' holds, None when one is not known.
+
+        Where nothing is held on the account, no hold has anything to give.
+        """
+        holds: dict[tuple[str, str], Hold | None] = {}
+        for command in units:
+            account, run_id = command.account, command.unit.run_id
+            place = (account.tenant_id, run_id)
+            if not run_id or place in holds:
+                continue
+            if positions[account.tenant_id, account.account_id].held:
+                try:
+                    holds[place] = self._recollection.hold(place)
+                except KeyError:
+                    return None
+        return holds
 
     def _apply(self, batch: Batch, book: Book, heads: dict[str, LogHead]) -> None:
         for command in batch.fresh():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from services.ledger.accounts import Account, AccountKind
 from services.ledger.assets import asset_of
 from services.ledger.canonical import canonical_line
-from services.ledger.commands import UsageCommand, UsageOutcome, UsageResult
+from services.ledger.commands import (
+    HoldAction,
+    HoldCommand,
+    HoldOutcome,
+    UsageCommand,
+    UsageOutcome,
+    UsageResult,
+)
 from services.ledger.directory import Directory, NewAccount
 from services.ledger.posting import Poster
 from services.ledger.price_books import PriceBooks
@@ -61,10 +68,34 @@ class World:
     posters: list[Poster]
     account: Account
 
-    def command(self, reference: str = "", cost: str = "1") -> UsageCommand:
+    def command(self, reference: str = "", cost: str = "1", run_id: str = "") -> UsageCommand:
         key = Key("acme", "executor", reference or new_id())
-        one = UsageUnit(key, self.account.account_id, ToolUsage("t"), PAST, cost=Cost("USD", cost))
+        one = UsageUnit(
+            key,
+            self.account.account_id,
+            ToolUsage("t"),
+            PAST,
+            run_id=run_id,
+            attempt=1 if run_id else 0,
+            cost=Cost("USD", cost),
+        )
         return UsageCommand(key, one.payload_hash(), one, self.account)
+
+    async def hold(self, run_id: str) -> None:
+        """Set five dollars aside for a run."""
+        placing = HoldCommand(
+            Key("acme", "test", new_id()),
+            b"h" * 32,
+            HoldAction.PLACE,
+            run_id,
+            self.account,
+            amount=5 * 10**12,
+            run_id=run_id,
+            epoch=1,
+            expire_time=datetime.now(UTC) + timedelta(hours=1),
+        )
+        (outcome,) = await self.posters[0].post([placing])
+        assert isinstance(outcome, HoldOutcome)
 
     async def post(self, process: int, *commands: UsageCommand) -> list[UsageResult]:
         outcomes = await self.posters[process].post(commands)
@@ -81,7 +112,7 @@ class World:
 @pytest.fixture
 async def world(database: Any) -> World:
     opened: Database = await database("ledger")
-    wanted = NewAccount(new_id(), "a", asset_of("USD"), AccountKind.FUNDING, "", 0)
+    wanted = NewAccount(new_id(), "a", asset_of("USD"), AccountKind.SPENDING, "", 100 * 10**12)
     account, _ = await Directory(opened, new_id).create(CALLER, wanted)
     counted = [CountingDatabase(opened) for _ in range(2)]
     posters = [
@@ -131,6 +162,38 @@ async def test_a_known_key_is_answered_and_another_content_of_it_refused(world: 
     told = await world.post(0, first, world.command("same", "2"), world.command())
 
     assert told == [UsageResult.EXISTS, UsageResult.CONFLICT, UsageResult.CREATED]
+
+
+async def test_charges_of_a_run_take_from_its_hold_in_one_statement_too(world: World) -> None:
+    run_id, without = new_id(), new_id()
+    await world.hold(run_id)
+    await world.post(0, world.command(run_id=run_id), world.command(run_id=without))
+    world.asked(0)
+
+    await world.post(0, world.command(cost="3", run_id=run_id), world.command(run_id=without))
+    assert world.asked(0) == (0, 1)
+    await world.post(0, world.command(cost="3", run_id=run_id))
+    assert world.asked(0) == (0, 1)
+
+    async with world.database.raw_tenant("acme") as tx:
+        hold = await tx.fetchrow("SELECT remaining, spent FROM holds")
+        balance = await tx.fetchrow(
+            "SELECT balance, held FROM balances WHERE account_id = $1", world.account.account_id
+        )
+    assert tuple(hold) == (0, 5 * 10**12)
+    assert tuple(balance) == (-9 * 10**12, 0)
+
+
+async def test_a_hold_that_changed_meanwhile_is_looked_at_again(world: World) -> None:
+    run_id = new_id()
+    await world.hold(run_id)
+    await world.post(0, world.command(run_id=run_id))
+    prepared = world.posters[0]._usage.prepare([world.command(run_id=run_id)])
+    assert prepared is not None
+    async with world.database.raw_tenant("acme") as tx:
+        await tx.execute("UPDATE holds SET remaining = remaining - 1")
+
+    assert await world.posters[0]._usage.write(prepared) is None
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from services.ledger.units import Key
 from services.runtime.database import bound_tenants
 from services.runtime.lane import Lane
 
-_ARGUMENTS = 41
+_ARGUMENTS = 46
 _POST = f"SELECT * FROM post_usage({', '.join(f'${n}' for n in range(1, _ARGUMENTS + 1))})"
 
 
@@ -25,7 +25,8 @@ class NewUsage:
     """What is to be written, and what was believed when it was made.
 
     `before` and `heads` are the tenants' heads before and after, `believed` the balance and the
-    held part of each account that pays. Every entry is a charge or its overrun.
+    held part of each account that pays, `remaining` what each run's hold (tenant, run) had to give,
+    `taken` what the charges take of it. Every entry is a charge or its overrun.
     """
 
     entries: Sequence[Entry]
@@ -35,6 +36,8 @@ class NewUsage:
     before: Mapping[str, LogHead]
     heads: Mapping[str, LogHead]
     believed: Mapping[tuple[str, str], tuple[int, int]]
+    remaining: Mapping[tuple[str, str], int]
+    taken: Mapping[tuple[str, str], int]
 
 
 async def post_usage(lane: Lane, new: NewUsage) -> tuple[str, datetime]:
@@ -47,6 +50,7 @@ async def post_usage(lane: Lane, new: NewUsage) -> tuple[str, datetime]:
     heads = [new.heads[tenant_id] for tenant_id in tenants]
     before = [new.before[tenant_id] for tenant_id in tenants]
     places = sorted(new.movements)
+    holds = sorted(new.remaining)
     movements = [new.movements[place] for place in places]
     believed = [new.believed.get(place) for place in places]
     try:
@@ -60,6 +64,11 @@ async def post_usage(lane: Lane, new: NewUsage) -> tuple[str, datetime]:
             [str(movement.change) for movement in movements],
             [movement.sequence for movement in movements],
             [each is not None for each in believed],
+            [str(movement.held_change) for movement in movements],
+            [tenant_id for tenant_id, _ in holds],
+            [hold_id for _, hold_id in holds],
+            [str(new.remaining[place]) for place in holds],
+            [str(new.taken.get(place, 0)) for place in holds],
             tenants,
             [head.tree_size for head in before],
             [head.last_leaf_hash for head in before],

@@ -14,6 +14,8 @@ CREATE FUNCTION post_usage(
     tenants text,
     account_tenants text[], account_ids uuid[], balances_before text[], held_before text[],
     changes text[], account_sequences bigint[], has_charges boolean[],
+    held_changes text[],
+    hold_tenants text[], hold_ids uuid[], remaining_before text[], taken text[],
     head_tenants text[], sizes_before bigint[], hashes_before bytea[], epochs bigint[],
     sizes bigint[], frontiers bytea[], last_hashes bytea[], record_times timestamptz[],
     group_heads int[], debits uuid[], credits uuid[], assets text[], systems text[],
@@ -44,6 +46,25 @@ BEGIN
     ) AS locked;
     IF found_rows <> (SELECT count(*) FROM unnest(has_charges) AS p (is_payer) WHERE is_payer) THEN
         RETURN;
+    END IF;
+
+    IF cardinality(hold_ids) > 0 THEN
+        PERFORM FROM holds AS h
+        JOIN unnest(hold_tenants, hold_ids) AS w (tenant_id, hold_id) USING (tenant_id, hold_id)
+        ORDER BY h.tenant_id, h.hold_id
+        FOR NO KEY UPDATE OF h;
+        -- One that is not there, or is closed, has nothing to give. None can be placed meanwhile
+        -- on an account whose balance is locked.
+        IF EXISTS (
+            SELECT FROM unnest(hold_tenants, hold_ids, remaining_before)
+                AS w (tenant_id, hold_id, remaining)
+            WHERE w.remaining::numeric <> coalesce((
+                SELECT h.remaining FROM holds AS h
+                WHERE h.tenant_id = w.tenant_id AND h.hold_id = w.hold_id AND h.state IN (1, 3)
+            ), 0)
+        ) THEN
+            RETURN;
+        END IF;
     END IF;
 
     SELECT count(*) INTO found_rows FROM (
@@ -101,11 +122,19 @@ BEGIN
         SELECT * FROM unnest(node_tenants, node_levels, node_indexes, node_hashes);
     END IF;
 
+    UPDATE holds AS h
+    SET remaining = h.remaining - t.amount::numeric, spent = h.spent + t.amount::numeric,
+        unsettled = least(h.unsettled, h.remaining - t.amount::numeric),
+        update_time = post_usage.now
+    FROM unnest(hold_tenants, hold_ids, taken) AS t (tenant_id, hold_id, amount)
+    WHERE h.tenant_id = t.tenant_id AND h.hold_id = t.hold_id AND t.amount <> '0';
+
     UPDATE balances AS b
-    SET balance = b.balance + c.change::numeric, sequence = greatest(b.sequence, c.sequence),
+    SET balance = b.balance + c.change::numeric, held = b.held + c.held_change::numeric,
+        sequence = greatest(b.sequence, c.sequence),
         update_time = greatest(b.update_time, h.record_time)
-    FROM unnest(account_tenants, account_ids, changes, account_sequences)
-         AS c (tenant_id, account_id, change, sequence)
+    FROM unnest(account_tenants, account_ids, changes, held_changes, account_sequences)
+         AS c (tenant_id, account_id, change, held_change, sequence)
     JOIN unnest(head_tenants, record_times) AS h (tenant_id, record_time) USING (tenant_id)
     WHERE b.tenant_id = c.tenant_id AND b.account_id = c.account_id;
 
