@@ -1,7 +1,7 @@
 """Ledger: charges beside the echo limit, bulk beside bare inserts, a hot account beside naive.
 
 BENCH_STORED_UNITS says how many units are stored before the last figures are taken (10 million,
-say, which takes the better part of an hour); without it 200 thousand, or a million with LONG=1.
+say, which takes long); without it 200 thousand, or a million with LONG=1.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ BULK_CALLERS = 4
 FLAT_FROM_UNITS = 10_000
 READY_SECONDS_MAX = 60
 #: What a RecordUsage of one unit is answered with, headers of gRPC apart.
-RESPONSE_BYTES = 70
+RESPONSE_BYTES = 55
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
