@@ -15,6 +15,7 @@ from decimal import (
     Rounded,
     Underflow,
 )
+from functools import lru_cache
 
 from services.ledger.assets import Asset
 
@@ -65,6 +66,8 @@ def format_minor(minor: int, asset: Asset) -> str:
     return f"-{text}" if minor < 0 else text
 
 
+# A unit's cost is read when it is judged, hashed and priced. Errors are not remembered.
+@lru_cache(maxsize=4096)
 def parse_decimal(value: str) -> Decimal:
     """Return a price, markup or quantity; raises MoneyError unless it is plain and not negative."""
     match = _DECIMAL.fullmatch(value)

@@ -48,6 +48,7 @@ from services.runtime.caller import Caller, CallerKind
 from services.runtime.database import Database
 from services.runtime.errors import ServiceError
 from services.runtime.ids import new_id
+from services.runtime.lane import Lane
 from tests.databases import Databases
 from tests.ledger.simple_ledger import OVERRUN, USAGE, USD, SimpleLedger
 
@@ -81,12 +82,26 @@ class _Crashing:
         return getattr(self._connection, name)
 
 
+class _CrashingLane:
+    """A lane whose process dies before its n-th statement: each is a transaction of its own."""
+
+    def __init__(self, lane: Any, fuse: list[int]) -> None:
+        self._lane, self._fuse = lane, fuse
+
+    async def fetchrow(self, query: str, *arguments: Any) -> Any:
+        if self._fuse[0] == 0:
+            raise CrashError
+        self._fuse[0] -= 1
+        return await self._lane.fetchrow(query, *arguments)
+
+
 class CrashingDatabase:
     """A database whose caller dies after so many statements: 0 at once, -1 right after COMMIT."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self.fuse = [1_000_000]
+        self._lanes: list[Lane] = []
 
     @asynccontextmanager
     async def raw_tenant(self, *tenant_ids: str) -> AsyncIterator[Any]:
@@ -94,6 +109,15 @@ class CrashingDatabase:
             yield _Crashing(connection, self.fuse)
         if self.fuse[0] < 0:
             raise CrashError
+
+    def lane(self) -> Any:
+        self._lanes.append(self._database.lane())
+        return _CrashingLane(self._lanes[-1], self.fuse)
+
+    async def give_back(self) -> None:
+        """Let the lanes' connections go to the next machine."""
+        for lane in self._lanes:
+            await lane.give_back()
 
 
 def word(outcome: Outcome) -> str:
@@ -336,6 +360,8 @@ class LedgerMachine(RuleBasedStateMachine):
         return {str(r[0]): int(r[1]) for r in rows}, {str(r[0]): int(r[2]) for r in rows}
 
     def teardown(self) -> None:
+        if hasattr(self, "crashing"):
+            self.runner.run(self.crashing.give_back())
         if hasattr(self, "model"):
             self.runner.run(self._check_log())
 

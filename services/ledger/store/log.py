@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 
@@ -21,7 +21,8 @@ ENTRIES_CHANNEL = "ledger_entries"
 _NOTIFICATION_LENGTH_MAX = 7_000
 
 _LOCK_HEADS = """
-SELECT tenant_id, tree_size, frontier, last_leaf_hash, last_record_time, cogni_now() AS now
+SELECT tenant_id, tree_size, frontier, last_leaf_hash, last_record_time, cogni_now() AS now,
+       price_epoch
 FROM log_heads WHERE tenant_id = ANY($1) ORDER BY tenant_id FOR NO KEY UPDATE
 """
 
@@ -83,6 +84,11 @@ class LogHead:
     last_leaf_hash: bytes
     last_record_time: datetime | None
     now: datetime
+    price_epoch: int
+
+    def copy(self) -> LogHead:
+        """Return the same head, to move on alone."""
+        return replace(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +189,7 @@ async def write(tx: Transaction, appendix: Appendix) -> None:
             [head.last_leaf_hash for _, head in heads],
             [head.last_record_time for _, head in heads],
             ENTRIES_CHANNEL,
-            _notification(tenant_id for tenant_id, _ in heads),
+            notification(tenant_id for tenant_id, _ in heads),
         )
     except asyncpg.UniqueViolationError as error:
         raise RaceLostError from error
@@ -215,6 +221,7 @@ def _entry_columns(entries: list[Entry]) -> list[list[object]]:
     ]
 
 
-def _notification(tenant_ids: Iterable[str]) -> str:
+def notification(tenant_ids: Iterable[str]) -> str:
+    """Return what listeners are told about a batch of these tenants."""
     text = ",".join(tenant_ids)
     return text if len(text) <= _NOTIFICATION_LENGTH_MAX else "*"
