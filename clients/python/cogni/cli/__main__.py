@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cogni.cli import connections, grants, graphs, ledger, runs, schedules
+from cogni.cli import authorizing, grants, graphs, ledger, runs, schedules
 from cogni.client import CogniError, SettingsError
 
 app = typer.Typer(
@@ -27,7 +27,7 @@ app.add_typer(runs.app, name="runs")
 app.add_typer(grants.app, name="grants")
 app.add_typer(graphs.app, name="graphs")
 app.add_typer(schedules.app, name="schedules")
-app.add_typer(connections.app, name="connections")
+app.add_typer(authorizing.app, name="connections")
 app.add_typer(ledger.app, name="ledger")
 
 EXIT_REFUSED = 1
