@@ -94,7 +94,7 @@ def compose(
     vault = Vault(keys)
     egress = Egress(rules, limits=EgressLimits(total=choices.provider_timeout))
     limits = RenewalLimits(
-        provider_call=choices.provider_timeout, claim=choices.provider_timeout * 1.5
+        provider_call=choices.provider_timeout, claim=choices.provider_timeout * 2
     )
     sessions = Sessions(database, vault, catalogue, egress, limits=limits)
     listener = Listener(database.url, application_name="cogni-connections")

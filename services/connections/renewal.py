@@ -9,6 +9,7 @@ from services.connections.connection import StateReason
 from services.connections.providers.failures import FailureKind, ProviderError
 from services.connections.providers.provider import Provider, RefreshPolicy
 from services.connections.secret import Session
+from services.runtime.errors import ErrorKind, ServiceError
 
 BACKOFF_FIRST = timedelta(seconds=1)
 BACKOFF_MAX = timedelta(minutes=5)
@@ -19,13 +20,25 @@ _ATTEMPTS_COUNTED_MAX = 16
 class RenewalLimits:
     """How long one renewal may take.
 
-    The claim outlasts the provider call, so that a living process is never overtaken; a process
-    that was stopped in between notices by its own clock and does not send.
+    The claim outlasts the provider call and the storing of its answer, so that a living process
+    is never overtaken; one that was held up before it sent notices by its own clock and does not
+    send. `keep` is how long an answer is tried to be stored: it exists nowhere else.
     """
 
     provider_call: timedelta = timedelta(seconds=10)
-    claim: timedelta = timedelta(seconds=15)
+    claim: timedelta = timedelta(seconds=20)
     poll: timedelta = timedelta(milliseconds=50)
+    keep: timedelta = timedelta(minutes=2)
+
+    def may_send(self, held: timedelta, *, single_use: bool) -> bool:
+        """Whether a call may begin that long after the claim.
+
+        A call that uses a token up must be over and stored within the claim: whoever claims next
+        would present the token again, and a strict provider then ends the grant.
+        """
+        storing = self.provider_call / 2
+        needs = self.provider_call + storing if single_use else storing
+        return self.claim - held >= needs
 
 
 def renew_time(provider: Provider, session: Session, now: datetime) -> datetime | None:
@@ -60,3 +73,24 @@ def state_reason(failure: ProviderError, policy: RefreshPolicy, maybe_done: bool
     if maybe_done and policy in (RefreshPolicy.STRICT, RefreshPolicy.GRACE):
         return StateReason.LOST_ROTATION
     return StateReason(failure.cause.value)
+
+
+def in_progress() -> ServiceError:
+    """Somebody else is renewing."""
+    return ServiceError(
+        ErrorKind.UNAVAILABLE,
+        "REFRESH_IN_PROGRESS",
+        "The credential is being renewed by another call.",
+        retry_after=timedelta(seconds=1),
+    )
+
+
+def put_off_error(reason: str, wait: timedelta) -> ServiceError:
+    """Nobody may ask the provider before `wait` is over."""
+    limited = reason == FailureKind.RATE_LIMITED.value
+    return ServiceError(
+        ErrorKind.RESOURCE_EXHAUSTED if limited else ErrorKind.UNAVAILABLE,
+        reason or FailureKind.UNAVAILABLE.value,
+        "The provider failed or asked to wait; it is not asked again before the delay is over.",
+        retry_after=wait,
+    )

@@ -55,8 +55,8 @@ SERVER_DELAY_SECONDS = 0.015
 KILL_WITHIN_SECONDS = 0.08
 # Long enough that a busy machine is not taken for a lost answer, short enough to wait for.
 LIMITS = RenewalLimits(
-    provider_call=timedelta(seconds=3),
-    claim=timedelta(seconds=4.5),
+    provider_call=timedelta(seconds=2.5),
+    claim=timedelta(seconds=5),
     poll=timedelta(milliseconds=20),
 )
 RING = {"k1": bytes(range(32))}
@@ -240,7 +240,7 @@ async def try_once(db: Database, address: str, crew: Crew, trial: int, tally: Ta
     crew.tell_all((made.connection_id, 1))
     await asyncio.sleep(chance.random() * KILL_WITHIN_SECONDS)
     crew.kill(victims)
-    await crew.answers(set(victims))
+    answers = await crew.answers(set(victims))
 
     found, refresh_token = await settle(db, address, made)
 
@@ -254,7 +254,7 @@ async def try_once(db: Database, address: str, crew: Crew, trial: int, tally: Ta
     else:
         tally.lost += 1
         assert found.state_reason is StateReason.LOST_ROTATION, where
-        assert victims or cut_off, f"{where}: lost although nobody died"
+        assert victims or cut_off, f"{where}: lost although nobody died: {answers}"
         assert refresh_token != report["current"], f"{where}: lost although honoured"
     if not victims and not cut_off:
         tally.undisturbed += 1

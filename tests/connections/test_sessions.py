@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from datetime import timedelta
 
 import pytest
@@ -17,11 +18,12 @@ from services.connections.providers.failures import FailureKind, ProviderError, 
 from services.connections.providers.provider import RefreshPolicy
 from services.connections.renewal import RenewalLimits
 from services.connections.secret import AuthKind, Secret
-from services.connections.store import credentials, refreshes
+from services.connections.store import access_log, credentials, refreshes
 from services.connections.use_cases.changes import Changes
 from services.runtime.database import Database
 from services.runtime.errors import ServiceError
 from services.runtime.ids import new_id
+from services.runtime.pools import DatabaseLimits
 from tests.connections.conftest import (
     NoHttp,
     ScriptedSessions,
@@ -236,6 +238,48 @@ async def test_a_late_answer_is_kept_when_nobody_was_faster(
 
     assert await state_of(slow, made) == (State.ACTIVE, StateReason.NONE)
     assert await generation_of(slow, made) == 2
+
+
+class Heard(logging.Handler):
+    """Tells once that anything was logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.event = asyncio.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.event.set()
+
+
+async def test_an_answer_that_the_database_cannot_take_at_once_is_kept(
+    database: DatabaseFactory, key_ring: KeyRing
+) -> None:
+    limits = DatabaseLimits(lock=timedelta(milliseconds=20))
+    db = await database("connections", limits=limits)
+    world = make_world(db, key_ring, limits=QUICK)
+    made = await world.connect(user())
+    world.sessions.gate, world.sessions.asked = asyncio.Event(), asyncio.Event()
+    renewing = asyncio.create_task(world.renewals.renew("t1", made.connection_id, 1))
+    await world.sessions.asked.wait()
+    heard = Heard()
+    logging.getLogger("services.connections.use_cases.sessions").addHandler(heard)
+
+    async with db.tenant("t1") as tx:
+        await access_log.lock_head(tx, "t1")
+        world.sessions.gate.set()
+        await heard.event.wait()
+    await renewing
+
+    assert await generation_of(world, made) == 2
+    assert world.sessions.renewed == 1
+
+
+def test_a_token_is_not_sent_when_its_answer_could_come_after_the_claim() -> None:
+    limits = RenewalLimits(provider_call=timedelta(seconds=10), claim=timedelta(seconds=20))
+    assert limits.may_send(timedelta(seconds=5), single_use=True)
+    assert not limits.may_send(timedelta(seconds=5.1), single_use=True)
+    assert limits.may_send(timedelta(seconds=15), single_use=False)
+    assert not limits.may_send(timedelta(seconds=15.1), single_use=False)
 
 
 async def test_a_late_answer_to_a_secret_that_was_replaced_is_dropped(

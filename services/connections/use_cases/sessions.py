@@ -23,7 +23,9 @@ from services.connections.providers.http import Http
 from services.connections.providers.provider import Material, Provider
 from services.connections.renewal import (
     RenewalLimits,
+    in_progress,
     is_verdict,
+    put_off_error,
     put_off_for,
     renew_time,
     state_reason,
@@ -117,7 +119,7 @@ class Sessions:
         return len(due)
 
     async def close(self) -> None:
-        """Wait for the renewals under way: each is bounded by the provider's timeout."""
+        """Wait for the renewals under way: each is bounded by its limits."""
         if self._running:
             await asyncio.wait(list(self._running.values()))
 
@@ -143,7 +145,7 @@ class Sessions:
             if claimed.turn is Turn.MINE:
                 return await self._ask(claimed)
             if time.monotonic() > deadline:
-                raise _in_progress()
+                raise in_progress()
             await asyncio.sleep(self._limits.poll.total_seconds())
 
     async def _claim(self, tenant_id: str, connection_id: str, generation: int) -> Claimed:
@@ -179,7 +181,7 @@ class Sessions:
             if journal.claimed:
                 return claimed(Turn.BUSY, nothing, 0, False)
             if journal.not_before is not None and journal.not_before > journal.now:
-                raise _put_off(journal.reason, journal.not_before - journal.now)
+                raise put_off_error(journal.reason, journal.not_before - journal.now)
             material = await self._material(connection, provider, stored)
             maybe_done = journal.maybe_done or journal.abandoned
             attempts = journal.attempts + 1
@@ -218,7 +220,7 @@ class Sessions:
         sessions = claimed.provider.sessions
         assert sessions is not None
         renewing = claimed.material.session is not None
-        self._check_in_time(claimed)
+        self._check_in_time(claimed, single_use=renewing)
         try:
             async with asyncio.timeout(self._limits.provider_call.total_seconds()):
                 if renewing:
@@ -231,16 +233,33 @@ class Sessions:
         except ProviderError as failure:
             if not (renewing and is_verdict(failure) and claimed.provider.restarts):
                 raise
-        self._check_in_time(claimed)
+        self._check_in_time(claimed, single_use=False)
         return await sessions.begin(claimed.material, self._http, claimed.now)
 
-    def _check_in_time(self, claimed: Claimed) -> None:
+    def _check_in_time(self, claimed: Claimed, *, single_use: bool) -> None:
         # A process that was stopped after its claim must not send what another sends by now.
-        left = self._limits.claim.total_seconds() - (time.monotonic() - claimed.claimed_at)
-        if left < self._limits.provider_call.total_seconds() / 2:
+        held = timedelta(seconds=time.monotonic() - claimed.claimed_at)
+        if not self._limits.may_send(held, single_use=single_use):
             raise ProviderError(FailureKind.UNAVAILABLE, "This process was held up.")
 
     async def _keep(self, claimed: Claimed, session: Session) -> None:
+        # The provider has forgotten the old token by now, and nobody else has the new one: a
+        # database that is away or busy for a moment must not cost the grant.
+        deadline = time.monotonic() + self._limits.keep.total_seconds()
+        while True:
+            try:
+                return await self._store(claimed, session)
+            except ServiceError as error:
+                if error.kind is not ErrorKind.UNAVAILABLE or time.monotonic() > deadline:
+                    raise
+                _log.warning(
+                    "a renewed session of connection %s could not be stored yet: %s",
+                    claimed.connection.connection_id,
+                    error.reason,
+                )
+            await asyncio.sleep(self._limits.poll.total_seconds())
+
+    async def _store(self, claimed: Claimed, session: Session) -> None:
         connection = claimed.connection
         binding = Binding(
             connection.tenant_id,
@@ -376,22 +395,3 @@ def _forget(task: asyncio.Task[None]) -> None:
     # A failure belongs to whoever waits; where nobody does, the journal and the log have it.
     if not task.cancelled():
         task.exception()
-
-
-def _in_progress() -> ServiceError:
-    return ServiceError(
-        ErrorKind.UNAVAILABLE,
-        "REFRESH_IN_PROGRESS",
-        "The credential is being renewed by another call.",
-        retry_after=timedelta(seconds=1),
-    )
-
-
-def _put_off(reason: str, wait: timedelta) -> ServiceError:
-    limited = reason == FailureKind.RATE_LIMITED.value
-    return ServiceError(
-        ErrorKind.RESOURCE_EXHAUSTED if limited else ErrorKind.UNAVAILABLE,
-        reason or FailureKind.UNAVAILABLE.value,
-        "The provider failed or asked to wait; it is not asked again before the delay is over.",
-        retry_after=wait,
-    )
