@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import pytest
 
+from services.connections.access_log import Decision, Record, RecordFilter
 from services.connections.connection import Connection, State, StateReason
 from services.connections.connection_requests import UpdateWanted
 from services.connections.egress_rules import EgressRules
@@ -238,6 +239,45 @@ async def test_a_late_answer_is_kept_when_nobody_was_faster(
 
     assert await state_of(slow, made) == (State.ACTIVE, StateReason.NONE)
     assert await generation_of(slow, made) == 2
+
+
+async def test_the_loss_of_a_grant_whose_token_two_presented_is_found_and_named_at_once(
+    db: Database, key_ring: KeyRing, clock: Clock
+) -> None:
+    slow, quick = make_world(db, key_ring, limits=QUICK), make_world(db, key_ring, limits=QUICK)
+    made = await slow.connect(user())
+    slow.sessions.gate, slow.sessions.asked = asyncio.Event(), asyncio.Event()
+    late = asyncio.create_task(slow.renewals.renew("t1", made.connection_id, 1))
+    await slow.sessions.asked.wait()
+    await clock.advance(db, timedelta(seconds=30))
+    quick.sessions.gate, quick.sessions.asked = asyncio.Event(), asyncio.Event()
+    refused = asyncio.create_task(quick.renewals.renew("t1", made.connection_id, 1))
+    await quick.sessions.asked.wait()
+    slow.sessions.gate.set()
+    await late
+    quick.sessions.next_failure = rejected("used by the slow one")
+    quick.sessions.gate.set()
+    await refused
+    assert await state_of(slow, made) == (State.ACTIVE, StateReason.NONE)
+
+    slow.sessions.next_failure = rejected("the grant was ended")
+    assert await slow.renewals.renew_due() == 1
+
+    assert await state_of(slow, made) == (State.NEEDS_REAUTH, StateReason.LOST_ROTATION)
+    told = [record.entry for record in await refresh_records(slow)]
+    assert [(each.decision, each.details.get("overtaken", "")) for each in told] == [
+        (Decision.ALLOWED, "yes"),
+        (Decision.FAILED, "yes"),
+        (Decision.FAILED, ""),
+    ]
+
+
+async def refresh_records(world: World) -> list[Record]:
+    wanted = RecordFilter(action="REFRESH_CREDENTIAL")
+    async with world.database.tenant("t1") as tx:
+        return await access_log.read_records(
+            tx, "t1", wanted, after_sequence=None, oldest_first=True, limit=10
+        )
 
 
 class Heard(logging.Handler):

@@ -11,12 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from enum import Enum
+from datetime import timedelta
 
-from services.connections.access_log import Action, Decision, Entry
-from services.connections.connection import STATE_MESSAGES, Connection, State, check_usable
+from services.connections.connection import Connection, State, check_usable
 from services.connections.providers.catalogue import Catalogue
 from services.connections.providers.failures import FailureKind, ProviderError
 from services.connections.providers.http import Http
@@ -26,48 +23,17 @@ from services.connections.renewal import (
     in_progress,
     is_verdict,
     put_off_error,
-    put_off_for,
-    renew_time,
-    state_reason,
 )
-from services.connections.secret import SESSION, Session
-from services.connections.store import access_log, connections, credentials, refreshes
+from services.connections.secret import Session
+from services.connections.store import connections, credentials, refreshes
 from services.connections.store.credentials import StoredCredentials
+from services.connections.use_cases.renewal_outcomes import Claimed, Outcomes, Turn
 from services.connections.use_cases.sealed import Vault
-from services.connections.vault import Binding
 from services.runtime.database import Database
 from services.runtime.errors import ErrorKind, ServiceError, not_found
 from services.runtime.ids import new_id
 
 _log = logging.getLogger(__name__)
-
-
-class Turn(Enum):
-    """What came of asking for a renewal's turn."""
-
-    MINE = "mine"
-    BUSY = "busy"
-    DONE = "done"
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """A turn: whose it is and what to work with."""
-
-    turn: Turn
-    connection: Connection
-    provider: Provider
-    material: Material
-    generations: tuple[int, int]
-    attempts: int
-    maybe_done: bool
-    now: datetime
-    claimed_at: float
-
-    @property
-    def generation(self) -> int:
-        """The session's generation that is renewed."""
-        return self.generations[1]
 
 
 class Sessions:
@@ -88,7 +54,7 @@ class Sessions:
         self._catalogue = catalogue
         self._http = http
         self._limits = limits or RenewalLimits()
-        self._actor = actor
+        self._outcomes = Outcomes(database, vault, actor)
         self._running: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     async def renew(self, tenant_id: str, connection_id: str, generation: int) -> None:
@@ -168,12 +134,14 @@ class Sessions:
                     provider,
                     material,
                     stored.generations,
+                    claim_id,
                     attempts,
                     maybe,
                     journal.now,
                     time.monotonic(),
                 )
 
+            claim_id = new_id()
             nothing = Material(None, None)
             if stored.session_generation != generation:
                 return claimed(Turn.DONE, nothing, 0, False)
@@ -189,7 +157,7 @@ class Sessions:
                 tx,
                 tenant_id,
                 connection_id,
-                claim_id=new_id(),
+                claim_id=claim_id,
                 generation=generation,
                 lasts=self._limits.claim,
                 attempts=attempts,
@@ -210,9 +178,9 @@ class Sessions:
             session = await self._ask_provider(claimed)
         except ProviderError as failure:
             if is_verdict(failure):
-                await self._declare_dead(claimed, failure)
+                await self._outcomes.declare_dead(claimed, failure)
             else:
-                await self._put_off(claimed, failure)
+                await self._outcomes.put_off(claimed, failure)
             return
         await self._keep(claimed, session)
 
@@ -248,7 +216,7 @@ class Sessions:
         deadline = time.monotonic() + self._limits.keep.total_seconds()
         while True:
             try:
-                return await self._store(claimed, session)
+                return await self._outcomes.store(claimed, session)
             except ServiceError as error:
                 if error.kind is not ErrorKind.UNAVAILABLE or time.monotonic() > deadline:
                     raise
@@ -258,137 +226,6 @@ class Sessions:
                     error.reason,
                 )
             await asyncio.sleep(self._limits.poll.total_seconds())
-
-    async def _store(self, claimed: Claimed, session: Session) -> None:
-        connection = claimed.connection
-        binding = Binding(
-            connection.tenant_id,
-            connection.connection_id,
-            connection.provider,
-            SESSION,
-            claimed.generation + 1,
-        )
-        envelope = await self._vault.seal_session(binding, session)
-        async with self._database.tenant(connection.tenant_id) as tx:
-            head = await access_log.lock_head(tx, connection.tenant_id)
-            before = await credentials.get(tx, connection.tenant_id, connection.connection_id)
-            if before.generations != claimed.generations:
-                return
-            stored = await credentials.put(
-                tx,
-                binding,
-                envelope,
-                expire_time=session.expire_time,
-                renew_time=renew_time(claimed.provider, session, claimed.now),
-            )
-            if not stored:
-                return
-            await refreshes.finish(tx, connection.tenant_id, connection.connection_id)
-            # Also out of NEEDS_REAUTH: whoever declared it dead did not know this answer.
-            await connections.change_state(
-                tx,
-                connection.tenant_id,
-                connection.connection_id,
-                State.ACTIVE,
-                values={
-                    "last_refresh_time": claimed.now,
-                    "account_id": session.account_id or connection.account_id,
-                    "account_name": session.account_name or connection.account_name,
-                    "scopes": list(session.scopes or connection.scopes),
-                },
-            )
-            await access_log.append(
-                tx, head, self._entry(claimed, Decision.ALLOWED, generation=claimed.generation + 1)
-            )
-
-    async def _declare_dead(self, claimed: Claimed, failure: ProviderError) -> None:
-        tenant_id = claimed.connection.tenant_id
-        connection_id = claimed.connection.connection_id
-        reason = state_reason(
-            failure, claimed.provider.policy(claimed.material.settings), claimed.maybe_done
-        )
-        async with self._database.tenant(tenant_id) as tx:
-            head = await access_log.lock_head(tx, tenant_id)
-            await refreshes.lock(tx, tenant_id, connection_id)
-            stored = await credentials.get(tx, tenant_id, connection_id)
-            if stored.generations != claimed.generations:
-                # Somebody else's answer arrived first; ours was refused because of it.
-                return
-            await refreshes.finish(tx, tenant_id, connection_id)
-            await connections.change_state(
-                tx,
-                tenant_id,
-                connection_id,
-                State.NEEDS_REAUTH,
-                reason=reason,
-                message=STATE_MESSAGES.get(reason, ""),
-            )
-            await access_log.append(
-                tx,
-                head,
-                self._entry(
-                    claimed,
-                    Decision.FAILED,
-                    generation=claimed.generation,
-                    reason=failure.kind.value,
-                    state_reason=reason.value,
-                ),
-            )
-        raise failure.to_service_error() from failure
-
-    async def _put_off(self, claimed: Claimed, failure: ProviderError) -> None:
-        tenant_id = claimed.connection.tenant_id
-        connection_id = claimed.connection.connection_id
-        wait = put_off_for(failure, claimed.attempts)
-        async with self._database.tenant(tenant_id) as tx:
-            head = await access_log.lock_head(tx, tenant_id)
-            journal = await refreshes.lock(tx, tenant_id, connection_id)
-            stored = await credentials.get(tx, tenant_id, connection_id)
-            if stored.generations != claimed.generations:
-                return
-            await refreshes.put_off(
-                tx,
-                tenant_id,
-                connection_id,
-                until=journal.now + wait,
-                maybe_done=claimed.maybe_done or failure.maybe_done,
-                reason=failure.kind.value,
-            )
-            if claimed.connection.state is State.ACTIVE and claimed.generation > 0:
-                await connections.change_state(tx, tenant_id, connection_id, State.ACTIVE)
-            await access_log.append(
-                tx,
-                head,
-                self._entry(
-                    claimed,
-                    Decision.FAILED,
-                    generation=claimed.generation,
-                    reason=failure.kind.value,
-                ),
-            )
-        raise failure.to_service_error() from failure
-
-    def _entry(
-        self,
-        claimed: Claimed,
-        decision: Decision,
-        *,
-        generation: int,
-        reason: str = "",
-        state_reason: str = "",
-    ) -> Entry:
-        details = {"generation": str(generation), "attempt": str(claimed.attempts)}
-        if state_reason:
-            details["state_reason"] = state_reason
-        return Entry(
-            Action.REFRESH_CREDENTIAL,
-            decision,
-            self._actor,
-            connection_id=claimed.connection.connection_id,
-            provider=claimed.connection.provider,
-            reason=reason,
-            details=details,
-        )
 
 
 def _forget(task: asyncio.Task[None]) -> None:
