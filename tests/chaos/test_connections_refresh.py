@@ -78,7 +78,7 @@ class Worker:
 
 
 def renew_when_told(url: str, address: str, pipe: Pipe) -> None:
-    """A worker's life: read (tenant, connection id, generation), renew, answer with what came of it."""
+    """A worker's life: read (tenant, connection id, generation), renew, say what came of it."""
 
     async def live() -> None:
         database = Database.open(url, "connections", limits=DatabaseLimits(app_connections_max=1))

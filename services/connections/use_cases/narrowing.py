@@ -27,8 +27,9 @@ class Ready:
     provider: Provider
     material: Material
     session_end: datetime | None
-    renewal_due: bool
+    renew_time: datetime | None
     generation: int
+    version: str
     now: datetime
 
 
