@@ -28,6 +28,7 @@ class RenewalLimits:
     provider_call: timedelta = timedelta(seconds=10)
     claim: timedelta = timedelta(seconds=20)
     poll: timedelta = timedelta(milliseconds=50)
+    poll_max: timedelta = timedelta(seconds=1)
     keep: timedelta = timedelta(minutes=2)
 
     def may_send(self, held: timedelta, *, single_use: bool) -> bool:

@@ -55,9 +55,8 @@ SERVER_DELAY_SECONDS = 0.015
 KILL_WITHIN_SECONDS = 0.08
 # Long enough that a busy machine is not taken for a lost answer, short enough to wait for.
 LIMITS = RenewalLimits(
-    provider_call=timedelta(seconds=4),
-    claim=timedelta(seconds=8),
-    poll=timedelta(milliseconds=100),
+    provider_call=timedelta(seconds=2.5),
+    claim=timedelta(seconds=5),
 )
 RING = {"k1": bytes(range(32))}
 SETTLE_SECONDS_MAX = 120
@@ -293,6 +292,8 @@ async def run_lane(
     try:
         for trial in trials:
             await try_once(db, address, crew, tenant_id, trial, tally)
+            if trial % 50 == 49:
+                print(f"SEED={SEED}: trial {trial + 1} of {TRIALS}", flush=True)
     except BaseException:
         # One failure is enough: the other lanes find no more trials.
         for _ in trials:

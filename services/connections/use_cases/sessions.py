@@ -104,6 +104,7 @@ class Sessions:
 
     async def _renew(self, tenant_id: str, connection_id: str, generation: int) -> None:
         deadline = time.monotonic() + self._limits.claim.total_seconds() * 2
+        pause = self._limits.poll
         while True:
             claimed = await self._claim(tenant_id, connection_id, generation)
             if claimed.turn is Turn.DONE:
@@ -112,7 +113,9 @@ class Sessions:
                 return await self._ask(claimed)
             if time.monotonic() > deadline:
                 raise in_progress()
-            await asyncio.sleep(self._limits.poll.total_seconds())
+            await asyncio.sleep(pause.total_seconds())
+            # Most calls are over at once; the claim of a process that died is waited for longer.
+            pause = min(pause * 2, self._limits.poll_max)
 
     async def _claim(self, tenant_id: str, connection_id: str, generation: int) -> Claimed:
         async with self._database.tenant(tenant_id) as tx:
