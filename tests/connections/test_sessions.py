@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -16,9 +16,10 @@ from services.connections.egress_rules import EgressRules
 from services.connections.keyring import KeyRing
 from services.connections.providers.catalogue import Catalogue
 from services.connections.providers.failures import FailureKind, ProviderError, rejected
-from services.connections.providers.provider import RefreshPolicy
+from services.connections.providers.http import Http
+from services.connections.providers.provider import Material, RefreshPolicy
 from services.connections.renewal import RenewalLimits
-from services.connections.secret import AuthKind, Secret
+from services.connections.secret import AuthKind, Secret, Session
 from services.connections.store import access_log, credentials, refreshes
 from services.connections.use_cases.changes import Changes
 from services.runtime.database import Database
@@ -383,6 +384,29 @@ async def test_due_sessions_are_renewed_behind_and_others_left_alone(
     assert await world.renewals.renew_due() == 1
     assert await world.renewals.renew_due() == 0
     assert await generation_of(world, made) == 2
+
+
+class InPairs(ScriptedSessions):
+    """Answers when two wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = asyncio.Barrier(2)
+
+    async def renew(self, material: Material, http: Http, now: datetime) -> Session:
+        await self.both.wait()
+        return await super().renew(material, http, now)
+
+
+async def test_due_sessions_do_not_wait_for_a_slow_provider(
+    db: Database, key_ring: KeyRing, clock: Clock
+) -> None:
+    world = make_world(db, key_ring, InPairs(), limits=QUICK)
+    made = [await world.connect(user()) for _ in range(2)]
+    await clock.advance(db, timedelta(minutes=118))
+    async with asyncio.timeout(10):
+        assert await world.renewals.renew_due() == 2
+    assert [await generation_of(world, each) for each in made] == [2, 2]
 
 
 async def test_an_abandoned_renewal_is_settled_without_anybody_asking(

@@ -35,6 +35,9 @@ from services.runtime.ids import new_id
 
 _log = logging.getLogger(__name__)
 
+# A provider that is silent takes the whole timeout of each of its connections; others go on.
+RENEWALS_AT_ONCE = 8
+
 
 class Sessions:
     """Renews sessions, at most one at a time for a connection in this process and elsewhere."""
@@ -73,7 +76,14 @@ class Sessions:
         """Renew every session whose time has come, a bounded batch; how many were tried."""
         async with self._database.jobs() as tx:
             due = await refreshes.due(tx)
-        for tenant_id, connection_id in due:
+        turns = asyncio.Semaphore(RENEWALS_AT_ONCE)
+        await asyncio.gather(*(self._renew_one(turns, *each) for each in due))
+        return len(due)
+
+    async def _renew_one(
+        self, turns: asyncio.Semaphore, tenant_id: str, connection_id: str
+    ) -> None:
+        async with turns:
             async with self._database.tenant(tenant_id) as tx:
                 generation = (
                     await credentials.get(tx, tenant_id, connection_id)
@@ -82,7 +92,6 @@ class Sessions:
                 await self.renew(tenant_id, connection_id, generation)
             except ServiceError as error:
                 _log.info("renewal of connection %s put off: %s", connection_id, error.reason)
-        return len(due)
 
     async def close(self) -> None:
         """Wait for the renewals under way: each is bounded by its limits."""
