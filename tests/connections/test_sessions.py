@@ -240,6 +240,7 @@ async def test_a_late_answer_is_kept_when_nobody_was_faster(
 
     assert await state_of(slow, made) == (State.ACTIVE, StateReason.NONE)
     assert await generation_of(slow, made) == 2
+    assert await slow.renewals.renew_due() == 1, "the other's use may have ended the grant"
 
 
 async def test_the_loss_of_a_grant_whose_token_two_presented_is_found_and_named_at_once(
