@@ -12,16 +12,21 @@ from contextlib import contextmanager
 import grpc
 
 METHOD = "/cogni.bench.Echo/Echo"
+_WARM_UP_CALLS_MIN = 200
 
 
-async def _echo(request: bytes, context: object) -> bytes:
-    return request
+async def serve(response_bytes: int) -> None:
+    """Serves on a free port, prints it, and runs until killed.
 
+    Answers with so many bytes, or with what it got when that is 0.
+    """
+    answer = b"x" * response_bytes
 
-async def serve() -> None:
-    """Serves on a free port, prints it, and runs until killed."""
+    async def echo(request: bytes, context: object) -> bytes:
+        return answer or request
+
     server = grpc.aio.server()
-    handlers = {"Echo": grpc.unary_unary_rpc_method_handler(_echo)}
+    handlers = {"Echo": grpc.unary_unary_rpc_method_handler(echo)}
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("cogni.bench.Echo", handlers),)
     )
@@ -33,9 +38,11 @@ async def serve() -> None:
 
 
 @contextmanager
-def echo_server() -> Iterator[str]:
+def echo_server(response_bytes: int = 0) -> Iterator[str]:
     """An echo server in a process of its own, as the measured servers are; its address."""
-    process = subprocess.Popen([sys.executable, "-m", "bench.echo"], stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.echo", str(response_bytes)], stdout=subprocess.PIPE
+    )
     try:
         assert process.stdout is not None
         yield f"127.0.0.1:{int(process.stdout.readline())}"
@@ -46,21 +53,25 @@ def echo_server() -> Iterator[str]:
         process.stdout.close()
 
 
-async def echo_rate(address: str, calls: int, concurrency: int) -> float:
+async def echo_rate(
+    address: str, calls: int, concurrency: int, *, request_bytes: int = 200
+) -> float:
     """Calls per second with this many callers on one channel."""
     async with grpc.aio.insecure_channel(address) as channel:
         call = channel.unary_unary(METHOD)
-        payload = b"x" * 200
+        payload = b"x" * request_bytes
 
         async def caller(count: int) -> None:
             for _ in range(count):
                 await call(payload)
 
-        await caller(10)
+        share = max(1, calls // concurrency)
+        warm_up = max(1, _WARM_UP_CALLS_MIN // concurrency)
+        await asyncio.gather(*(caller(warm_up) for _ in range(concurrency)))
         started = time.perf_counter()
-        await asyncio.gather(*(caller(calls // concurrency) for _ in range(concurrency)))
-        return calls // concurrency * concurrency / (time.perf_counter() - started)
+        await asyncio.gather(*(caller(share) for _ in range(concurrency)))
+        return share * concurrency / (time.perf_counter() - started)
 
 
 if __name__ == "__main__":
-    asyncio.run(serve())
+    asyncio.run(serve(int(sys.argv[1])))

@@ -1,4 +1,8 @@
-"""Ledger: charges beside the echo limit, bulk beside bare inserts, a hot account beside naive."""
+"""Ledger: charges beside the echo limit, bulk beside bare inserts, a hot account beside naive.
+
+BENCH_STORED_UNITS says how many units are stored before the last figures are taken (10 million,
+say, which takes long); without it 200 thousand, or a million with LONG=1.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +21,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import grpc.aio
 import jwt
 
 from bench.echo import echo_rate, echo_server
 from bench.embedded import database
+from bench.ledger_peers import bare_inserts, naive_charges, pgbench
 from bench.report import Report
 from cogni.ledger.v1 import account_pb2, ledger_service_pb2_grpc, usage_pb2
 from cogni.ledger.v1 import ledger_service_pb2 as pb
@@ -32,8 +36,12 @@ from services.runtime.migrations import migrate
 AREA = "ledger"
 CALLERS = (1, 16, 64, 256)
 BULK_UNITS = 1_000
-NAIVE_CONNECTIONS = 16
+BULK_CALLERS = 4
+FLAT_FROM_UNITS = 10_000
 READY_SECONDS_MAX = 60
+#: What a RecordUsage of one unit is answered with, headers of gRPC apart.
+RESPONSE_BYTES = 55
+CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -43,13 +51,19 @@ class Running:
     address: str
     token: str
     url: str
+    pid: int
+
+    def cpu_seconds(self) -> float:
+        """What the process has used so far, its threads included."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
 
 def measure(report: Report, long: bool) -> None:
     """Add the Ledger's rows."""
     with database() as url:
         migrate(url, "ledger", "services.ledger")
-        with echo_server() as echo, _server(url) as running:
+        with echo_server(RESPONSE_BYTES) as echo, _server(url) as running:
             asyncio.run(_measure(report, running, echo, long))
 
 
@@ -70,7 +84,8 @@ def _server(url: str) -> Iterator[Running]:
                 [sys.executable, "-m", "services.ledger"], env=environ, stderr=sink
             )
         try:
-            yield Running(_address(process, log), _token(secret.read_text()), url)
+            address = _address(process, log)
+            yield Running(address, _token(secret.read_text()), url, process.pid)
         finally:
             process.terminate()
             process.wait()
@@ -143,28 +158,33 @@ async def _measure(report: Report, running: Running, echo: str, long: bool) -> N
     async with grpc.aio.insecure_channel(running.address) as channel:
         ledger = _Ledger(channel, running.token)
         account_id = await ledger.account()
-        await ledger.record(_units(account_id, 500))
-        hot: list[float] = []
+        for _ in range(300):
+            await ledger.record(_units(account_id, 1))
+        for _ in range(FLAT_FROM_UNITS // BULK_UNITS):
+            await ledger.record(_units(account_id, BULK_UNITS))
+        few = await _cost_us(ledger, account_id)
+        report.add(AREA, f"a unit of a bulk, {FLAT_FROM_UNITS:,} stored", "µs", few)
+        singles: list[float] = []
         for callers in CALLERS:
-            hot = await _singles(report, ledger, account_id, callers, echo, long)
-        naive = await _naive(running.url, 2_000 if long else 300)
-        report.add(
-            AREA,
-            f"one hot account, {CALLERS[-1]} callers",
-            "units/s",
-            hot,
-            peer="one transaction per charge",
-            peer_values=[naive],
-        )
-        await _bulk(report, ledger, running.url, account_id, long)
+            singles = await _singles(report, running, ledger, account_id, callers, echo, long)
+        bulk = await _bulk(report, running, ledger, account_id, long)
+        await _hot(report, running.url, bulk, singles, long)
+        await _stored(report, ledger, account_id, few, long)
 
 
 async def _singles(
-    report: Report, ledger: _Ledger, account_id: str, callers: int, echo: str, long: bool
+    report: Report,
+    running: Running,
+    ledger: _Ledger,
+    account_id: str,
+    callers: int,
+    echo: str,
+    long: bool,
 ) -> list[float]:
-    calls = max(callers * 4, (4_000 if long else 600) if callers > 1 else 100)
-    limit = await echo_rate(echo, calls, callers)
-    latencies_ms: list[float] = []
+    """Calls of one unit each; beside them, in turns, the echo of a message as large."""
+    calls = 600 if callers == 1 else 3_000
+    share, size = calls // callers, pb.RecordUsageRequest(units=_units(account_id, 1)).ByteSize()
+    limits, rates, latencies_ms, cpu_us = [], [], [], []
 
     async def caller(units: Sequence[usage_pb2.UsageUnit]) -> None:
         for unit in units:
@@ -172,44 +192,112 @@ async def _singles(
             await ledger.record([unit])
             latencies_ms.append((time.perf_counter() - started) * 1000)
 
-    share = calls // callers
-    work = [_units(account_id, share) for _ in range(callers)]
-    started = time.perf_counter()
-    await asyncio.gather(*(caller(units) for units in work))
-    rate = share * callers / (time.perf_counter() - started)
+    for _ in range(5 if long else 3):
+        limits.append(await echo_rate(echo, calls, callers, request_bytes=size))
+        work = [_units(account_id, share) for _ in range(callers)]
+        started, used = time.perf_counter(), running.cpu_seconds()
+        await asyncio.gather(*(caller(units) for units in work))
+        rates.append(share * callers / (time.perf_counter() - started))
+        cpu_us.append((running.cpu_seconds() - used) / (share * callers) * 1e6)
     name = f"RecordUsage, one unit, {callers} callers"
-    report.add(AREA, name, "calls/s", [rate], peer="grpc.aio echo", peer_values=[limit])
+    report.add(AREA, name, "calls/s", rates, peer="grpc.aio echo", peer_values=limits)
     latencies_ms.sort()
     for percent in (50, 99):
         value = latencies_ms[min(len(latencies_ms) - 1, len(latencies_ms) * percent // 100)]
         report.add(AREA, f"{name}, p{percent}", "ms", [value])
-    return [rate]
+    report.add(AREA, f"{name}, CPU of the server", "µs/call", cpu_us)
+    return rates
 
 
-async def _bulk(report: Report, ledger: _Ledger, url: str, account_id: str, long: bool) -> None:
-    requests = 50 if long else 5
+async def _bulk(
+    report: Report, running: Running, ledger: _Ledger, account_id: str, long: bool
+) -> list[float]:
+    """Requests of a thousand units, one caller and several; then the same units again."""
+    requests = 40 if long else 12
+    bare = await bare_inserts(running.url, requests, BULK_UNITS)
     work = [_units(account_id, BULK_UNITS) for _ in range(requests)]
+    used = running.cpu_seconds()
     fresh = await _timed(ledger, work)
-    bare = await _bare(url, requests)
+    used = (running.cpu_seconds() - used) / (requests * BULK_UNITS)
+    peer = "bare asyncpg unnest of the same rows"
+    report.add(AREA, "bulk of 1,000, one caller", "units/s", fresh, peer=peer, peer_values=bare)
+    report.add(AREA, "bulk of 1,000, CPU of the server", "µs/unit", [used * 1e6])
+    side_by_side = await _side_by_side(ledger, account_id, requests)
     report.add(
-        AREA, "bulk of 1,000", "units/s", fresh, peer="bare asyncpg unnest", peer_values=bare
+        AREA,
+        f"bulk of 1,000, {BULK_CALLERS} callers",
+        "units/s",
+        side_by_side,
+        peer=peer,
+        peer_values=bare,
     )
     again = await _timed(ledger, work)
     report.add(
         AREA, "the same 1,000 again", "units/s", again, peer="recorded first", peer_values=fresh
     )
-    stored = 1_000_000 if long else 20_000
-    for _ in range(stored // BULK_UNITS):
-        await ledger.record(_units(account_id, BULK_UNITS))
-    later = await _timed(ledger, [_units(account_id, BULK_UNITS) for _ in range(requests)])
+    return side_by_side
+
+
+async def _side_by_side(ledger: _Ledger, account_id: str, requests: int) -> list[float]:
+    rates = []
+    for _ in range(3):
+        work = iter([_units(account_id, BULK_UNITS) for _ in range(requests)])
+
+        async def caller(work: Iterator[list[usage_pb2.UsageUnit]] = work) -> None:
+            for units in work:
+                await ledger.record(units)
+
+        started = time.perf_counter()
+        await asyncio.gather(*(caller() for _ in range(BULK_CALLERS)))
+        rates.append(requests * BULK_UNITS / (time.perf_counter() - started))
+    return rates
+
+
+async def _hot(
+    report: Report, url: str, bulk: list[float], singles: list[float], long: bool
+) -> None:
+    """All figures here are of one account: what charging it a transaction at a time costs."""
+    naive = [await naive_charges(url, 3_000 if long else 1_000) for _ in range(3)]
+    rate = await asyncio.to_thread(pgbench, url, 10 if long else 4)
+    if rate is None:
+        sys.stderr.write("No pgbench beside PostgreSQL's programs or on the PATH: not compared.\n")
+    for name, unit, values in (
+        (f"one hot account, bulk of 1,000, {BULK_CALLERS} callers", "units/s", bulk),
+        (f"one hot account, one unit, {CALLERS[-1]} callers", "calls/s", singles),
+    ):
+        peer = "one transaction per charge"
+        report.add(AREA, name, unit, values, peer=peer, peer_values=naive)
+        if rate is not None:
+            peer = "pgbench, the same transaction"
+            report.add(AREA, name, unit, values, peer=peer, peer_values=[rate])
+
+
+async def _stored(
+    report: Report, ledger: _Ledger, account_id: str, few: list[float], long: bool
+) -> None:
+    """What a unit costs when many are stored, beside what it cost when few were."""
+    wanted = int(os.environ.get("BENCH_STORED_UNITS", 1_000_000 if long else 200_000))
+    waiting = iter(range(wanted // BULK_UNITS))
+
+    async def caller() -> None:
+        for _ in waiting:
+            await ledger.record(_units(account_id, BULK_UNITS))
+
+    await asyncio.gather(*(caller() for _ in range(BULK_CALLERS)))
+    many = await _cost_us(ledger, account_id)
     report.add(
         AREA,
-        f"bulk with {stored:,} more stored",
-        "units/s",
-        later,
-        peer="before them",
-        peer_values=fresh,
+        f"a unit of a bulk, {wanted:,} stored",
+        "µs",
+        many,
+        peer=f"{FLAT_FROM_UNITS:,} stored",
+        peer_values=few,
     )
+
+
+async def _cost_us(ledger: _Ledger, account_id: str) -> list[float]:
+    work = [_units(account_id, BULK_UNITS) for _ in range(10)]
+    return [1e6 / rate for rate in await _timed(ledger, work)]
 
 
 async def _timed(ledger: _Ledger, work: Sequence[Sequence[usage_pb2.UsageUnit]]) -> list[float]:
@@ -219,75 +307,3 @@ async def _timed(ledger: _Ledger, work: Sequence[Sequence[usage_pb2.UsageUnit]])
         await ledger.record(units)
         rates.append(len(units) / (time.perf_counter() - started))
     return rates
-
-
-async def _bare(url: str, requests: int) -> list[float]:
-    """Insert rows of the same shape, keys and entries with their indexes, and nothing else."""
-    connection = await asyncpg.connect(url, server_settings={"search_path": "bench,ledger"})
-    try:
-        await connection.execute("CREATE SCHEMA IF NOT EXISTS bench")
-        for table in ("entries", "keys"):
-            await connection.execute(
-                f"CREATE TABLE bench.{table} (LIKE ledger.{table} INCLUDING ALL)"
-            )
-        rates = []
-        for number in range(requests):
-            started = time.perf_counter()
-            async with connection.transaction():
-                await _insert(connection, number * BULK_UNITS)
-            rates.append(BULK_UNITS / (time.perf_counter() - started))
-        return rates
-    finally:
-        await connection.close()
-
-
-async def _insert(connection: asyncpg.Connection, first: int) -> None:
-    references = [new_id() for _ in range(BULK_UNITS)]
-    await connection.execute(
-        """INSERT INTO bench.keys SELECT 'bench', 'bench', r, $2, s, NULL, NULL
-           FROM unnest($1::text[], $3::bigint[]) AS u (r, s)""",
-        references,
-        b"h" * 32,
-        list(range(first + 1, first + BULK_UNITS + 1)),
-    )
-    await connection.execute(
-        """INSERT INTO bench.entries
-           SELECT 'bench', s, 2, 0, $3, $4, 'USD', 123000000, 5, NULL, now(), now(), 'bench', r,
-                  run, 1, NULL, NULL, '', leaf, $5
-           FROM unnest($1::text[], $2::bigint[], $6::uuid[], $7::bytea[]) AS u (r, s, run, leaf)""",
-        references,
-        list(range(first + 1, first + BULK_UNITS + 1)),
-        new_id(),
-        new_id(),
-        b"h" * 32,
-        references,
-        [secrets.token_bytes(900) for _ in references],
-    )
-
-
-async def _naive(url: str, charges: int) -> float:
-    """Charge one account in a transaction per charge, as a program without a writer does."""
-    pool = await asyncpg.create_pool(url, min_size=NAIVE_CONNECTIONS, max_size=NAIVE_CONNECTIONS)
-    try:
-        await pool.execute("CREATE SCHEMA IF NOT EXISTS naive")
-        await pool.execute("CREATE TABLE naive.balances (id int PRIMARY KEY, balance numeric)")
-        await pool.execute("CREATE TABLE naive.charges (reference uuid PRIMARY KEY, cost numeric)")
-        await pool.execute("INSERT INTO naive.balances VALUES (1, 0)")
-
-        async def charge(count: int) -> None:
-            for _ in range(count):
-                async with pool.acquire() as connection, connection.transaction():
-                    await connection.fetchval("SELECT balance FROM naive.balances FOR UPDATE")
-                    await connection.execute(
-                        "INSERT INTO naive.charges VALUES ($1, 0.000123)", new_id()
-                    )
-                    await connection.execute(
-                        "UPDATE naive.balances SET balance = balance - 0.000123"
-                    )
-
-        started = time.perf_counter()
-        share = charges // NAIVE_CONNECTIONS
-        await asyncio.gather(*(charge(share) for _ in range(NAIVE_CONNECTIONS)))
-        return share * NAIVE_CONNECTIONS / (time.perf_counter() - started)
-    finally:
-        await pool.close()

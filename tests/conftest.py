@@ -12,7 +12,7 @@ from tests.databases import Clock, DatabaseFactory, Databases, terminate_connect
 from tests.servers import Servers
 from tests.tenant_wall import WallProof, prove_wall
 
-pytest_plugins = ["tests.plugins.one_stack", "tests.plugins.serving"]
+pytest_plugins = ["tests.plugins.mcp_server", "tests.plugins.one_stack", "tests.plugins.serving"]
 
 _SERVERS = pytest.StashKey[Servers]()
 

@@ -15,7 +15,7 @@ BANNED_NAMES = {"utils", "common", "helpers", "base", "manager", "models", "misc
 # Inside one service each layer may import only the layers before it.
 RULES_MAY_NOT_IMPORT = ("sqlalchemy", "asyncpg", "grpc", "dramatiq", "httpx")
 SQL_LIBRARIES = ("sqlalchemy", "asyncpg", "psycopg")
-SLOW_IMPORTS = ("langgraph", "langchain_core", "litellm")
+SLOW_IMPORTS = ("langgraph", "langchain_core", "litellm", "mcp")
 
 
 def python_files(*folders: str) -> list[Path]:

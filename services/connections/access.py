@@ -5,7 +5,7 @@ from __future__ import annotations
 from services.runtime.access import Access, AccessTable
 
 _SERVICE = "/cogni.connections.v1.ConnectionsService/"
-# The Executor looks a connection up for the person who grants it.
+# The Executor looks a connection and its tools up for the person who grants them.
 _READ = Access("connections:read", services=frozenset({"executor"}))
 _WRITE = Access("connections:write")
 _ADMIN = Access("connections:admin")
@@ -18,6 +18,8 @@ ACCESS: AccessTable = {
     f"{_SERVICE}UpdateConnection": _WRITE,
     f"{_SERVICE}DeleteConnection": _WRITE,
     f"{_SERVICE}TestConnection": _WRITE,
+    f"{_SERVICE}ListConnectionTools": _READ,
+    f"{_SERVICE}ListInstallations": _WRITE,
     f"{_SERVICE}RefreshConnection": _WRITE,
     f"{_SERVICE}BeginAuthorization": _WRITE,
     f"{_SERVICE}CompleteAuthorization": _WRITE,

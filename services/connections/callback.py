@@ -55,7 +55,10 @@ class Callback:
 
     async def answer(self, method: str, target: str) -> Page:
         """The page for one request."""
-        parts = urlsplit(target)
+        try:
+            parts = urlsplit(target)
+        except ValueError:
+            return Page(400, "This is no address.")
         if parts.path != PATH:
             return Page(404, "There is nothing here.")
         if method != "GET":

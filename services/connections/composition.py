@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 
+import typer
+
 from cogni.connections.v1 import connections_service_pb2_grpc as stubs
+from cogni.egress_rules import EgressRules
 from services.connections.access import ACCESS
 from services.connections.adapters.aws_kms import open_aws_kms
 from services.connections.adapters.callback_pages import serve_pages
 from services.connections.adapters.egress import Egress, EgressLimits
 from services.connections.callback import Callback
-from services.connections.egress_rules import EgressRules
 from services.connections.key_chain import KeyChain
 from services.connections.keyring import KeyEncryption
 from services.connections.providers.catalogue import Catalogue, built_in
@@ -28,18 +30,23 @@ from services.connections.settings import (
     key_ring,
     oauth_clients,
     redirects,
+    webhooks,
 )
-from services.connections.store import authorizations, changes
+from services.connections.store import authorizations, changes, events
 from services.connections.use_cases.authorizations import Authorizations, Redirects
 from services.connections.use_cases.changes import Changes
 from services.connections.use_cases.checkups import Checkups
 from services.connections.use_cases.connections import Connections
+from services.connections.use_cases.installations import Installations
 from services.connections.use_cases.key_rotation import KeyRotations
 from services.connections.use_cases.leases import LANES, Leases
 from services.connections.use_cases.narrowing import Narrowing
 from services.connections.use_cases.sealed import Vault
 from services.connections.use_cases.sessions import Sessions
+from services.connections.use_cases.tools import Tools
 from services.connections.use_cases.watching import Watching
+from services.connections.use_cases.webhooks import SEND_TIMEOUT, Webhooks, describe
+from services.connections.webhook import Endpoint
 from services.runtime.command import Process
 from services.runtime.database import Database
 from services.runtime.drain import Drain
@@ -52,6 +59,7 @@ SERVICE = "cogni.connections.v1.ConnectionsService"
 RENEW_EVERY_SECONDS = 5.0
 SWEEP_EVERY_SECONDS = 60.0
 ROTATE_EVERY_SECONDS = 2.0
+UNDELIVERED_MAX = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +68,7 @@ class Parts:
 
     application: Application
     egress: Egress
+    webhook_egress: Egress
     sessions: Sessions
     leases: Leases
 
@@ -68,6 +77,7 @@ class Parts:
         await self.leases.close()
         await self.sessions.close()
         await self.egress.close()
+        await self.webhook_egress.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +88,7 @@ class Choices:
     provider_timeout: timedelta = timedelta(seconds=10)
     operator_tenant: str = ""
     redirects: Redirects = field(default_factory=Redirects)
+    webhooks: Mapping[str, Endpoint] = field(default_factory=dict)
 
 
 def compose(
@@ -93,6 +104,8 @@ def compose(
     rules = choices.egress_rules
     vault = Vault(keys)
     egress = Egress(rules, limits=EgressLimits(total=choices.provider_timeout))
+    # A pool of its own: receivers that are slow must not keep providers waiting.
+    webhook_egress = Egress(rules, limits=EgressLimits(total=SEND_TIMEOUT))
     limits = RenewalLimits(
         provider_call=choices.provider_timeout, claim=choices.provider_timeout * 2
     )
@@ -105,9 +118,11 @@ def compose(
         authorizations=Authorizations(database, vault, catalogue, egress, rules, choices.redirects),
         changes=Changes(database, vault, catalogue, egress, rules),
         checkups=Checkups(database, vault, catalogue, egress, sessions),
+        installations=Installations(database, catalogue, egress, rules),
         leases=Leases(database, vault, catalogue, sessions, Narrowing(egress)),
         key_rotations=KeyRotations(database, keys, operator_tenant=choices.operator_tenant),
         watching=Watching(database, listener, drain),
+        tools=Tools(database, vault, catalogue, egress),
     )
     servicer = ConnectionsServicer(does)
     application = Application(
@@ -121,10 +136,11 @@ def compose(
             "renew": partial(_every, RENEW_EVERY_SECONDS, sessions.renew_due),
             "sweep": partial(_every, SWEEP_EVERY_SECONDS, partial(_sweep, database, does.leases)),
             "rotate": partial(_every, ROTATE_EVERY_SECONDS, partial(_rotate, does.key_rotations)),
+            "webhooks": Webhooks(database, webhook_egress, choices.webhooks).relay().run,
         },
         hand_back=sessions.close,
     )
-    return Parts(application, egress, sessions, does.leases)
+    return Parts(application, egress, webhook_egress, sessions, does.leases)
 
 
 async def _every(seconds: float, work: Callable[[], Awaitable[object]]) -> None:
@@ -138,6 +154,7 @@ async def _sweep(database: Database, leases: Leases) -> None:
     async with database.jobs() as tx:
         await changes.sweep(tx)
         await authorizations.sweep(tx)
+        await events.sweep(tx)
 
 
 async def _rotate(rotations: KeyRotations) -> None:
@@ -211,8 +228,23 @@ def _choices(settings: ConnectionsSettings) -> Choices:
         provider_timeout=timedelta(seconds=settings.provider_timeout_seconds),
         operator_tenant=settings.operator_tenant,
         redirects=redirects(settings),
+        webhooks=webhooks(settings),
     )
 
 
 def _known(settings: ConnectionsSettings) -> Catalogue:
     return Catalogue(built_in(oauth_clients(settings), github_keys(settings)))
+
+
+async def list_undelivered(process: Process[ConnectionsSettings], *, send_again: bool) -> None:
+    """Print the events that were given up; with `send_again` owe them once more."""
+    database = _open_database(process.settings)
+    try:
+        await database.check()
+        async with database.jobs() as tx:
+            if send_again:
+                typer.echo(f"{await events.send_again(tx, limit=UNDELIVERED_MAX)} are sent again.")
+            for each in await events.undelivered(tx, limit=UNDELIVERED_MAX):
+                typer.echo(describe(each))
+    finally:
+        await database.close()

@@ -110,6 +110,17 @@ def check_may_share(connection: Connection, subject: str) -> None:
         )
 
 
+def check_may_grant(connection: Connection, subject: str, scopes: frozenset[str]) -> None:
+    """Raise NOT_OWNER unless the subject may name it in a grant or is an administrator."""
+    if not connection.may_be_granted_by(subject) and ADMIN_SCOPE not in scopes:
+        raise denied(
+            "NOT_OWNER",
+            "Only the owner, those the owner has consented to, and callers with "
+            f"{ADMIN_SCOPE} may use this connection.",
+            metadata={"id": connection.connection_id},
+        )
+
+
 def check_etag(connection: Connection, etag: str) -> None:
     """Raise ETAG_MISMATCH when an etag was given and is not the present one."""
     if etag and etag != connection.etag:
@@ -129,6 +140,15 @@ def check_usable(connection: Connection) -> None:
             },
         )
     check_not_revoked(connection)
+
+
+def check_renewable(connection: Connection, *, by_itself: bool) -> None:
+    """Raise unless the connection's session can be renewed. `by_itself` says that it takes no
+    person: then one that needed somebody, at the provider perhaps, is tried again when asked."""
+    if by_itself:
+        check_not_revoked(connection)
+    else:
+        check_usable(connection)
 
 
 def check_not_revoked(connection: Connection) -> None:
@@ -153,5 +173,7 @@ STATE_MESSAGES: Mapping[StateReason, str] = {
     StateReason.CREDENTIAL_UNREADABLE: (
         "The stored credential cannot be decrypted: tell the operator, then connect again."
     ),
-    StateReason.ACCOUNT_SUSPENDED: "The account is suspended or deactivated at the provider.",
+    StateReason.ACCOUNT_SUSPENDED: (
+        "The account or installation is suspended or deactivated at the provider."
+    ),
 }

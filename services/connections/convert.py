@@ -15,6 +15,7 @@ from cogni.connections.v1 import (
     key_rotation_pb2,
     provider_pb2,
 )
+from cogni.mcp.definition import ToolDefinition, tool_name
 from services.connections.access_log import Head, Record, RecordFilter
 from services.connections.authorization import BeginWanted
 from services.connections.checkup import Check
@@ -32,6 +33,7 @@ from services.connections.credential import (
     Credential,
     McpServerCredential,
 )
+from services.connections.installation import ListedInstallation
 from services.connections.key_rotation import KeyRotation
 from services.connections.lease import DEFAULT_TTL, Lease, LeaseWanted, Target
 from services.connections.providers.provider import LeaseWish, Provider
@@ -234,6 +236,7 @@ def lease_wanted(request: messages.LeaseCredentialRequest) -> LeaseWanted:
         tool=request.tool,
         wish=LeaseWish(tuple(request.scopes), tuple(request.resources)),
         ttl=request.ttl.ToTimedelta() if request.HasField("ttl") else DEFAULT_TTL,
+        providers=tuple(request.providers),
     )
 
 
@@ -278,7 +281,9 @@ def _credential(credential: Credential) -> credential_pb2.Credential:
         case McpServerCredential():
             return credential_pb2.Credential(
                 mcp_server=credential_pb2.McpServerCredential(
-                    server_url=credential.server_url, headers=credential.headers
+                    server_url=credential.server_url,
+                    headers=credential.headers,
+                    key=credential.key,
                 )
             )
 
@@ -346,6 +351,20 @@ def check_message(check: Check) -> messages.ConnectionCheck:
     return message
 
 
+def installation_message(listed: ListedInstallation) -> messages.Installation:
+    """One place where an app is installed."""
+    found = listed.installation
+    return messages.Installation(
+        installation_id=found.installation_id,
+        account=connection_pb2.ProviderAccount(id=found.account_id, name=found.account_name),
+        scopes=found.scopes,
+        all_repositories=found.all_repositories,
+        suspend_time=to_time(found.suspend_time),
+        uri=found.uri,
+        connection_ids=listed.connection_ids,
+    )
+
+
 def change_message(change: Change, subject: str) -> messages.ConnectionChange:
     """One change of a watched connection."""
     if change.connection is None:
@@ -354,6 +373,20 @@ def change_message(change: Change, subject: str) -> messages.ConnectionChange:
         )
         return messages.ConnectionChange(connection=gone, deleted=True)
     return messages.ConnectionChange(connection=connection_message(change.connection, subject))
+
+
+def tool_message(provider: str, tool: ToolDefinition) -> messages.ConnectionTool:
+    """A tool of the MCP server that is this provider."""
+    return messages.ConnectionTool(
+        name=tool.name,
+        tool=tool_name(provider, tool.name),
+        title=tool.title,
+        description=tool.description,
+        input_schema=to_struct(tool.input_schema),
+        output_schema=to_struct(tool.output_schema) if tool.output_schema is not None else None,
+        annotations=to_struct(tool.annotations),
+        digest=tool.digest,
+    )
 
 
 def rotation_message(rotation: KeyRotation) -> key_rotation_pb2.KeyRotation:

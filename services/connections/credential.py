@@ -41,6 +41,7 @@ class McpServerCredential:
 
     server_url: str
     headers: Mapping[str, str] = field(repr=False)
+    key: str = field(default="", repr=False)
 
 
 Credential = ApiKeyCredential | BearerCredential | BlueskyCredential | McpServerCredential

@@ -119,7 +119,7 @@ def parse_key_ring(text: str, *, source: str) -> KeyRing:
     """Parse {"active": "k1", "keys": {"k1": "<base64 of 32 bytes>"}}. Raises KeyRingError."""
     try:
         content: Any = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise KeyRingError(f"{source} is not JSON") from error
     shape_error = KeyRingError(
         f'{source} must look like {{"active": "k1", "keys": {{"k1": "<base64 of 32 bytes>"}}}}'

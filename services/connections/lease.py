@@ -22,6 +22,8 @@ class LeaseWanted:
     tool: str
     wish: LeaseWish
     ttl: timedelta
+    #: The providers whose credential the tool can use; empty takes any.
+    providers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

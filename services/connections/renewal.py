@@ -9,7 +9,6 @@ from services.connections.connection import StateReason
 from services.connections.providers.failures import FailureKind, ProviderError
 from services.connections.providers.provider import Provider, RefreshPolicy
 from services.connections.secret import Session
-from services.runtime.errors import ErrorKind, ServiceError
 
 BACKOFF_FIRST = timedelta(seconds=1)
 BACKOFF_MAX = timedelta(minutes=5)
@@ -74,24 +73,3 @@ def state_reason(failure: ProviderError, policy: RefreshPolicy, maybe_done: bool
     if maybe_done and policy in (RefreshPolicy.STRICT, RefreshPolicy.GRACE):
         return StateReason.LOST_ROTATION
     return StateReason(failure.cause.value)
-
-
-def in_progress() -> ServiceError:
-    """Somebody else is renewing."""
-    return ServiceError(
-        ErrorKind.UNAVAILABLE,
-        "REFRESH_IN_PROGRESS",
-        "The credential is being renewed by another call.",
-        retry_after=timedelta(seconds=1),
-    )
-
-
-def put_off_error(reason: str, wait: timedelta) -> ServiceError:
-    """Nobody may ask the provider before `wait` is over."""
-    limited = reason == FailureKind.RATE_LIMITED.value
-    return ServiceError(
-        ErrorKind.RESOURCE_EXHAUSTED if limited else ErrorKind.UNAVAILABLE,
-        reason or FailureKind.UNAVAILABLE.value,
-        "The provider failed or asked to wait; it is not asked again before the delay is over.",
-        retry_after=wait,
-    )

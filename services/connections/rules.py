@@ -34,6 +34,9 @@ _PROVIDER = r"[a-z0-9_]{1,63}(:[a-z0-9][a-z0-9._-]{0,62})?"
 # Ids of other services are opaque here; this only bounds them.
 _OPAQUE = r"[\x21-\x7e]{1,128}"
 _NAME = r"[^\x00-\x1f\x7f]*"
+_PROVIDER_SAYS = 'must be an id from ListProviders, or "mcp:" and a name, for example "mcp:linear"'
+_VISIBLE_SAYS = "must be visible ASCII characters without spaces"
+_NAME_SAYS = "must not contain control characters or line breaks"
 
 
 def _secret_kinds(secret: credential_messages.ConnectionSecret) -> Iterator[Violation]:
@@ -43,18 +46,18 @@ def _secret_kinds(secret: credential_messages.ConnectionSecret) -> Iterator[Viol
 
 _LABELS = (
     items("labels", max_items=32),
-    keys("labels", text(max_length=63, min_length=1, pattern=_NAME)),
-    each("labels", text(max_length=255, pattern=_NAME)),
+    keys("labels", text(max_length=63, min_length=1, pattern=_NAME, says=_NAME_SAYS)),
+    each("labels", text(max_length=255, pattern=_NAME, says=_NAME_SAYS)),
 )
 _ID = (required("connection_id"), uuid("connection_id"))
-_SECRET = nested("secret", custom(_secret_kinds))
+_SECRET = nested("secret", custom(_secret_kinds), nested("oauth_tokens", timestamp("expire_time")))
 _CONSENTS = (
     items("consent_subjects", max_items=100),
-    each("consent_subjects", text(max_length=255, min_length=1, pattern=_NAME)),
+    each("consent_subjects", text(max_length=255, min_length=1, pattern=_NAME, says=_NAME_SAYS)),
 )
 _SCOPES = (
     items("scopes", max_items=64),
-    each("scopes", text(max_length=255, min_length=1, pattern=r"[\x21-\x7e]+")),
+    each("scopes", text(max_length=255, min_length=1, pattern=r"[\x21-\x7e]+", says=_VISIBLE_SAYS)),
 )
 
 
@@ -75,9 +78,9 @@ RULES: RuleTable = {
         required("request_id"),
         uuid("request_id"),
         required("provider"),
-        text("provider", max_length=127, pattern=_PROVIDER),
+        text("provider", max_length=127, pattern=_PROVIDER, says=_PROVIDER_SAYS),
         enum_known("auth_kind"),
-        text("display_name", max_length=200, pattern=_NAME),
+        text("display_name", max_length=200, pattern=_NAME, says=_NAME_SAYS),
         *_LABELS,
         struct("settings", max_bytes=SETTINGS_BYTES_MAX),
         _SECRET,
@@ -86,9 +89,9 @@ RULES: RuleTable = {
     messages.GetConnectionRequest: _ID,
     messages.ListConnectionsRequest: (
         *page(),
-        text("provider", max_length=127, pattern=_PROVIDER),
+        text("provider", max_length=127, pattern=_PROVIDER, says=_PROVIDER_SAYS),
         enum_known("state"),
-        text("owner", max_length=255, pattern=_NAME),
+        text("owner", max_length=255, pattern=_NAME, says=_NAME_SAYS),
         *_LABELS,
         uuid("authorization_id"),
     ),
@@ -97,14 +100,14 @@ RULES: RuleTable = {
         nested(
             "connection",
             *_ID,
-            text("display_name", max_length=200, pattern=_NAME),
+            text("display_name", max_length=200, pattern=_NAME, says=_NAME_SAYS),
             *_LABELS,
             struct("settings", max_bytes=SETTINGS_BYTES_MAX),
             items("consents", max_items=100),
             each(
                 "consents",
                 required("subject"),
-                text("subject", max_length=255, pattern=_NAME),
+                text("subject", max_length=255, pattern=_NAME, says=_NAME_SAYS),
             ),
             text("etag", max_length=64),
         ),
@@ -117,9 +120,19 @@ RULES: RuleTable = {
     messages.TestConnectionRequest: (
         *_ID,
         items("required_scopes", max_items=64),
-        each("required_scopes", text(max_length=255, min_length=1, pattern=r"[\x21-\x7e]+")),
+        each(
+            "required_scopes",
+            text(max_length=255, min_length=1, pattern=r"[\x21-\x7e]+", says=_VISIBLE_SAYS),
+        ),
     ),
+    messages.ListConnectionToolsRequest: _ID,
     messages.RefreshConnectionRequest: _ID,
+    messages.ListInstallationsRequest: (
+        text("provider", max_length=127, pattern=f"({_PROVIDER})?"),
+        required("settings"),
+        struct("settings", max_bytes=SETTINGS_BYTES_MAX),
+        *page(),
+    ),
     messages.BeginAuthorizationRequest: (
         required("request_id"),
         uuid("request_id"),
@@ -128,16 +141,16 @@ RULES: RuleTable = {
         nested(
             "new_connection",
             required("provider"),
-            text("provider", max_length=127, pattern=_PROVIDER),
-            text("display_name", max_length=200, pattern=_NAME),
+            text("provider", max_length=127, pattern=_PROVIDER, says=_PROVIDER_SAYS),
+            text("display_name", max_length=200, pattern=_NAME, says=_NAME_SAYS),
             *_LABELS,
             struct("settings", max_bytes=SETTINGS_BYTES_MAX),
             text("client_secret", max_length=4096, pattern=r"[\x20-\x7e]*"),
             *_CONSENTS,
         ),
         *_SCOPES,
-        text("redirect_uri", max_length=2048, pattern=r"[\x21-\x7e]*"),
-        text("return_uri", max_length=2048, pattern=r"[\x21-\x7e]*"),
+        text("redirect_uri", max_length=2048, pattern=r"[\x21-\x7e]*", says=_VISIBLE_SAYS),
+        text("return_uri", max_length=2048, pattern=r"[\x21-\x7e]*", says=_VISIBLE_SAYS),
     ),
     messages.CompleteAuthorizationRequest: (
         required("state"),
@@ -150,31 +163,33 @@ RULES: RuleTable = {
     messages.LeaseCredentialRequest: (
         *_ID,
         required("invocation_id"),
-        text("invocation_id", max_length=128, pattern=_OPAQUE),
+        text("invocation_id", max_length=128, pattern=_OPAQUE, says=_VISIBLE_SAYS),
         required("tool"),
-        text("tool", max_length=128, pattern=_OPAQUE),
+        text("tool", max_length=128, pattern=_OPAQUE, says=_VISIBLE_SAYS),
         *_SCOPES,
         items("resources", max_items=64),
-        each("resources", text(max_length=255, min_length=1, pattern=_OPAQUE)),
+        each("resources", text(max_length=255, min_length=1, pattern=_OPAQUE, says=_VISIBLE_SAYS)),
         duration("ttl", min=timedelta(seconds=1), max=timedelta(hours=1)),
+        items("providers", max_items=8),
+        each("providers", text(max_length=127, pattern=_PROVIDER)),
     ),
     messages.RevokeLeasesRequest: (
         one_of_set("target"),
-        text("grant_id", max_length=128, min_length=1, pattern=_OPAQUE),
+        text("grant_id", max_length=128, min_length=1, pattern=_OPAQUE, says=_VISIBLE_SAYS),
         nested(
             "run",
             required("run_id"),
-            text("run_id", max_length=128, pattern=_OPAQUE),
+            text("run_id", max_length=128, pattern=_OPAQUE, says=_VISIBLE_SAYS),
             integer("up_to_epoch", min=0),
         ),
         uuid("connection_id"),
-        text("comment", max_length=500, pattern=_NAME),
+        text("comment", max_length=500, pattern=_NAME, says=_NAME_SAYS),
     ),
     messages.ListAccessRecordsRequest: (
         *page(),
         uuid("connection_id"),
-        text("run_id", max_length=128, pattern=_OPAQUE),
-        text("grant_id", max_length=128, pattern=_OPAQUE),
+        text("run_id", max_length=128, pattern=_OPAQUE, says=_VISIBLE_SAYS),
+        text("grant_id", max_length=128, pattern=_OPAQUE, says=_VISIBLE_SAYS),
         enum_known("action"),
         enum_known("decision"),
         timestamp("start_time"),
@@ -188,7 +203,7 @@ RULES: RuleTable = {
     messages.GetKeyRotationRequest: (uuid("rotation_id"),),
     messages.WatchConnectionsRequest: (
         text("cursor", max_length=2048),
-        text("provider", max_length=127, pattern=_PROVIDER),
+        text("provider", max_length=127, pattern=_PROVIDER, says=_PROVIDER_SAYS),
         items("connection_ids", max_items=1000),
         each("connection_ids", uuid()),
     ),

@@ -15,12 +15,15 @@ from services.connections.use_cases.authorizations import Authorizations
 from services.connections.use_cases.changes import Changes
 from services.connections.use_cases.checkups import Checkups
 from services.connections.use_cases.connections import Connections
+from services.connections.use_cases.installations import Installations
 from services.connections.use_cases.key_rotation import KeyRotations
 from services.connections.use_cases.leases import Leases
+from services.connections.use_cases.tools import Tools
 from services.connections.use_cases.watching import Watched, Watching
 from services.runtime.caller import current_caller
 from services.runtime.database import Database
 from services.runtime.drain import stream_drained
+from services.runtime.jsonvalues import from_struct
 from services.runtime.paging import decode_page_token, encode_page_token, page_limit
 
 
@@ -34,9 +37,11 @@ class UseCases:
     authorizations: Authorizations
     changes: Changes
     checkups: Checkups
+    installations: Installations
     leases: Leases
     key_rotations: KeyRotations
     watching: Watching
+    tools: Tools
 
 
 class ConnectionsServicer(stubs.ConnectionsServiceServicer):
@@ -120,6 +125,31 @@ class ConnectionsServicer(stubs.ConnectionsServiceServicer):
             checks=[convert.check_message(check) for check in checkup.checks],
             missing_scopes=checkup.missing_scopes,
             connection=convert.connection_message(checkup.connection, caller.owner),
+        )
+
+    async def ListConnectionTools(
+        self, request: messages.ListConnectionToolsRequest, context: Any
+    ) -> messages.ListConnectionToolsResponse:
+        """Say which tools an MCP server has."""
+        provider, tools = await self._do.tools.of(current_caller(), request.connection_id)
+        return messages.ListConnectionToolsResponse(
+            tools=[convert.tool_message(provider, each) for each in tools]
+        )
+
+    async def ListInstallations(
+        self, request: messages.ListInstallationsRequest, context: Any
+    ) -> messages.ListInstallationsResponse:
+        """Say where an app is installed."""
+        page, next_page_token = await self._do.installations.list(
+            current_caller(),
+            request.provider or "github_app",
+            from_struct(request.settings),
+            page_size=request.page_size,
+            page_token=request.page_token,
+        )
+        return messages.ListInstallationsResponse(
+            installations=[convert.installation_message(each) for each in page],
+            next_page_token=next_page_token,
         )
 
     async def RefreshConnection(

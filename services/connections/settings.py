@@ -8,10 +8,12 @@ from typing import Any, ClassVar
 
 from pydantic import SecretStr
 
-from services.connections.egress_rules import EgressRules
+from cogni.egress_rules import EgressRules
 from services.connections.keyring import KeyRing, KeyRingError, parse_key_ring
+from services.connections.providers.github_installations import AppKey
 from services.connections.providers.oauth import OAuthClient
 from services.connections.use_cases.authorizations import Redirects
+from services.connections.webhook import SHAPE, Endpoint, WebhookError, parse_endpoints
 from services.runtime.command import ServiceProcessSettings
 from services.runtime.settings import SettingsError, own
 
@@ -54,7 +56,16 @@ class ConnectionsSettings(ServiceProcessSettings):
         '"github_oauth": {…}}.',
     )
     github_keys: SecretStr | None = own(
-        None, 'The private keys of your GitHub Apps, in PEM, by name: {"my-app": "-----BEGIN…"}.'
+        None,
+        'The private keys of your GitHub Apps, in PEM, by name: {"my-app": "-----BEGIN…"}; or '
+        '{"my-app": {"pem": "-----BEGIN…", "tenants": ["acme"]}} for these tenants only. Who may '
+        "use an app's key reaches every account that installed the app.",
+    )
+    webhooks: SecretStr | None = own(
+        None,
+        "Where signed events of connections are sent, by tenant: "
+        '{"acme": {"url": "https://…", "secrets": ["whsec_…"]}}; "*" stands for tenants without '
+        "an entry. Two secrets sign side by side while one replaces the other.",
     )
     callback_url: str = own(
         "",
@@ -80,7 +91,7 @@ class ConnectionsSettings(ServiceProcessSettings):
             EgressRules.parse(self.egress_allow)
         except ValueError as error:
             yield f"COGNI_CONNECTIONS_EGRESS_ALLOW: {error}."
-        for read in (key_ring, oauth_clients, github_keys):
+        for read in (key_ring, oauth_clients, github_keys, webhooks):
             try:
                 read(self)
             except SettingsError as error:
@@ -132,15 +143,46 @@ def oauth_clients(settings: ConnectionsSettings) -> dict[str, OAuthClient]:
     return clients
 
 
-def github_keys(settings: ConnectionsSettings) -> dict[str, str]:
-    """PEM texts of the operator's GitHub Apps by name. Raises SettingsError."""
-    problem = SettingsError(
-        ['COGNI_CONNECTIONS_GITHUB_KEYS_FILE must look like {"my-app": "-----BEGIN …"}.']
-    )
-    found = _json_object(settings.github_keys, problem)
-    if not all(isinstance(pem, str) and "PRIVATE KEY" in pem for pem in found.values()):
-        raise problem
+def github_keys(settings: ConnectionsSettings) -> dict[str, AppKey]:
+    """The operator's GitHub Apps' keys by name. Raises SettingsError."""
+    shape = '{"my-app": "-----BEGIN …"} or {"my-app": {"pem": "-----BEGIN …", "tenants": ["acme"]}}'
+    problem = SettingsError([f"COGNI_CONNECTIONS_GITHUB_KEYS_FILE must look like {shape}."])
+    found = {}
+    for name, entry in _json_object(settings.github_keys, problem).items():
+        given = {"pem": entry, "tenants": None} if isinstance(entry, str) else entry
+        if not isinstance(given, dict) or set(given) != {"pem", "tenants"}:
+            raise problem
+        pem, tenants = given["pem"], given["tenants"]
+        named = tenants is None or (
+            isinstance(tenants, list) and all(isinstance(each, str) for each in tenants)
+        )
+        if not isinstance(pem, str) or "PRIVATE KEY" not in pem or not named:
+            raise problem
+        found[name] = AppKey(pem, None if tenants is None else frozenset(tenants))
     return found
+
+
+def webhooks(settings: ConnectionsSettings) -> dict[str, Endpoint]:
+    """Where events go, by tenant. Raises SettingsError."""
+    variable = "COGNI_CONNECTIONS_WEBHOOKS_FILE"
+    problem = SettingsError([f"{variable} must look like {SHAPE}."])
+    try:
+        endpoints = parse_endpoints(_json_object(settings.webhooks, problem))
+        rules = EgressRules.parse(settings.egress_allow)
+    except WebhookError as error:
+        raise SettingsError([f"{variable}: {error}."]) from None
+    except ValueError:
+        # EGRESS_ALLOW itself is wrong, and says so.
+        return {}
+    complaints = [
+        f"{variable}: the URL of {tenant_id!r} {complaint}; COGNI_CONNECTIONS_EGRESS_ALLOW can "
+        "name its host and port."
+        for tenant_id, endpoint in endpoints.items()
+        if (complaint := rules.complaint_about_url(endpoint.url)) is not None
+    ]
+    if complaints:
+        raise SettingsError(complaints)
+    return endpoints
 
 
 def _json_object(secret: SecretStr | None, problem: SettingsError) -> dict[str, Any]:
@@ -148,7 +190,7 @@ def _json_object(secret: SecretStr | None, problem: SettingsError) -> dict[str, 
         return {}
     try:
         content = json.loads(secret.get_secret_value())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise problem from None
     if not isinstance(content, dict):
         raise problem

@@ -217,6 +217,18 @@ connection_changes = Table(
     _time("change_time"),
 )
 
+undelivered_events = Table(
+    "undelivered_events",
+    metadata,
+    _text("tenant_id", primary_key=True),
+    _text("event_id", primary_key=True),
+    Column("payload", JSONB),
+    Column("attempts", Integer),
+    _text("last_error"),
+    _time("enqueue_time"),
+    _time("give_up_time"),
+)
+
 key_rotations = Table(
     "key_rotations",
     metadata,

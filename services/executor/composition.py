@@ -27,9 +27,8 @@ from services.executor.server import (
 from services.executor.settings import ExecutorSettings
 from services.executor.store import owed
 from services.executor.use_cases.backing import Backing
-from services.executor.use_cases.check_resources import Resources
 from services.executor.use_cases.deliver_usage import Ledger, UsageDelivery
-from services.executor.use_cases.grant import Leases
+from services.executor.use_cases.grant import Grantable, Leases
 from services.executor.use_cases.mint_run_token import Sign
 from services.executor.use_cases.reap import Reaper, WakeUp
 from services.executor.use_cases.tail import Tail
@@ -57,7 +56,7 @@ class Surroundings:
     listener: Listener
     drain: Drain
     ledger: Ledger
-    resources: Resources
+    resources: Grantable
     leases: Leases
     #: What the relay does with each topic of the outbox.
     handlers: Mapping[str, Handler]

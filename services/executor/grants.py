@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from services.executor.amounts import Amount
 from services.executor.constraints import ArgumentConstraint, first_breach
+from services.executor.graphs import ToolEffect
 from services.runtime.errors import ServiceError, denied
 from services.runtime.jsonvalues import Json, canonical_json
 
@@ -22,13 +23,40 @@ class GrantState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class McpTool:
+    """A tool of an MCP server as it was when it was granted; `digest` tells whether it changed."""
+
+    connection_id: str
+    provider: str
+    name: str
+    digest: str
+    description: str
+    input_schema: dict[str, Json]
+
+
+@dataclass(frozen=True, slots=True)
+class McpServer:
+    """What the server of a provider "mcp:<server>" offers; tools by what grants call them."""
+
+    provider: str
+    tools: dict[str, McpTool]
+
+
+@dataclass(frozen=True, slots=True)
 class ToolPermission:
-    """That a tool may be invoked, and with which arguments."""
+    """That a tool may be invoked, and with which arguments.
+
+    The last three are for the tools of MCP servers: the effect that the grant's creator vouches
+    for, the digest of the definition they have reviewed, and the definition it is pinned to.
+    """
 
     tool: str
     arguments: tuple[ArgumentConstraint, ...] = ()
     only_named_arguments: bool = False
     max_invocations_per_run: int | None = None
+    effect: ToolEffect | None = None
+    reviewed_digest: str = ""
+    mcp_tool: McpTool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +168,13 @@ def decide_invocation(
     arguments: dict[str, Json],
     *,
     connection_id: str | None,
+    mcp_provider: str | None = None,
     invocations_before: int,
     now: datetime,
 ) -> Decision:
     """Decide whether a tool may be invoked with these arguments at `now`.
 
+    `mcp_provider` is the MCP server's that the tool belongs to, None for a tool of the graph's own.
     `invocations_before` counts those of the same tool that were allowed earlier in the run. The
     messages are shown to the model and name no value of the arguments.
     """
@@ -154,6 +184,11 @@ def decide_invocation(
     permission = grant.permission(tool)
     if permission is None:
         return Decision(False, "TOOL_NOT_GRANTED", f"The grant does not name the tool {tool!r}.")
+    pinned = permission.mcp_tool.provider if permission.mcp_tool is not None else None
+    if pinned != mcp_provider:
+        return Decision(
+            False, "TOOL_CHANGED", f"The tool {tool!r} is not the one that the grant names."
+        )
     if connection_id is not None and connection_id not in grant.connection_ids:
         return Decision(
             False, "CONNECTION_NOT_GRANTED", "The grant does not name the tool's connection."
@@ -167,6 +202,23 @@ def decide_invocation(
             False, "INVOCATION_LIMIT", f"The grant allows {most} invocations of {tool!r} in a run."
         )
     return ALLOWED
+
+
+def decide_definition(permission: ToolPermission, digest: str | None) -> Decision:
+    """Decide whether an MCP tool, as its server defines it now, is the one that was granted.
+
+    `digest` is None when the server has no tool of that name any more.
+    """
+    assert permission.mcp_tool is not None, "only tools of MCP servers are pinned"
+    if digest == permission.mcp_tool.digest:
+        return ALLOWED
+    how = "does not have it any more" if digest is None else "defines it otherwise now"
+    return Decision(
+        False,
+        "TOOL_CHANGED",
+        f"The tool {permission.tool!r} is not the one that was granted: its server {how}. "
+        "It has to be granted again.",
+    )
 
 
 def refusal(decision: Decision, grant_id: str, graph_id: str) -> ServiceError:

@@ -138,6 +138,8 @@ _TOOL: tuple[Rule, ...] = (
     items("arguments", max_items=CONSTRAINTS_MAX),
     each("arguments", *_CONSTRAINT),
     integer("max_invocations_per_run", min=0),
+    enum_known("effect"),
+    nested("mcp_tool", text("digest", max_length=64, pattern=r"([0-9a-f]{64})?")),
     custom(_distinct_paths),
 )
 

@@ -23,9 +23,8 @@ from services.executor.events import spliced
 from services.executor.store import changes
 from services.executor.use_cases import grant, read, watch_run
 from services.executor.use_cases.backing import Backing
-from services.executor.use_cases.check_resources import Resources
 from services.executor.use_cases.delete_run import delete_run
-from services.executor.use_cases.grant import Leases
+from services.executor.use_cases.grant import Grantable, Leases
 from services.executor.use_cases.mint_run_token import Sign, mint_run_token
 from services.executor.use_cases.replay_run import Replay, replay_run
 from services.executor.use_cases.resume_run import Answer, resume_run
@@ -211,7 +210,7 @@ class GrantServicer(grant_grpc.GrantServiceServicer):
     """The grants that runs act under."""
 
     def __init__(
-        self, on: Backing, watching: Watching, resources: Resources, leases: Leases
+        self, on: Backing, watching: Watching, resources: Grantable, leases: Leases
     ) -> None:
         self._on = on
         self._watching = watching
@@ -246,7 +245,7 @@ class GrantServicer(grant_grpc.GrantServiceServicer):
             filters.grant_filter(request),
         )
         return grant_messages.ListGrantsResponse(
-            grants=[grants.grant_to_proto(each) for each in page.items],
+            grants=[grants.grant_to_proto(each, whole=False) for each in page.items],
             next_page_token=page.next_page_token,
         )
 

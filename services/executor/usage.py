@@ -50,6 +50,8 @@ class SettledUnit:
     rework: bool
     estimated: bool
     occur_time: datetime
+    #: The call that was settled from its estimate and whose actual figures these are, or "".
+    corrects: str = ""
     #: The W3C traceparent of its run, None when the run was started without tracing.
     traceparent: str | None = None
 

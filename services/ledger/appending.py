@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from services.ledger.accounts import AccountKind, system_account_id
@@ -22,6 +22,7 @@ class Appended:
 
     entries: dict[int, Entry]
     holds: dict[tuple[str, str], Hold]
+    heads: Mapping[str, LogHead] = field(default_factory=dict)
 
 
 class Appender:
@@ -38,24 +39,42 @@ class Appender:
         heads = await log.lock_heads(tx, {use.key.tenant_id for use in used} | set(book.drafts))
         for (tenant_id, asset), remainder in book.remainders.items():
             await self._carry(tx, book, tenant_id, asset, remainder)
-        sealed: dict[int, Entry] = {}
-        nodes: list[tuple[str, Node]] = []
-        for tenant_id, drafts in book.drafts.items():
-            head = heads[tenant_id]
-            frontier = Frontier(head.tree_size, head.frontier)
-            for draft in drafts:
-                entry = self._seal(book, head, draft)
-                nodes.extend((tenant_id, node) for node in frontier.append(entry.leaf_hash))
-                sealed[id(draft)] = entry
-            head.frontier = frontier.packed()
+        sealed, nodes = self.seal(book, heads)
         changed = await holds.write(tx, [hold for hold in book.holds.values() if hold.is_changed])
         keys = [
             use if use.draft is None else replace(use, sequence=use.draft.sequence) for use in used
         ]
         entries = list(sealed.values())
-        movements = _movements(book, entries)
+        movements = movements_of(book, entries)
         await log.write(tx, Appendix(entries, keys, nodes, movements, heads))
-        return Appended(sealed, book.holds | changed)
+        return Appended(sealed, book.holds | changed, heads)
+
+    def seal(
+        self, book: Book, heads: Mapping[str, LogHead]
+    ) -> tuple[dict[int, Entry], list[tuple[str, Node]]]:
+        """Give every draft its place after the heads, which move on; write nothing.
+
+        Returns the entries by the identity of their drafts, and the subtrees they completed.
+        """
+        sealed: dict[int, Entry] = {}
+        nodes: list[tuple[str, Node]] = []
+        for tenant_id, drafts in book.drafts.items():
+            head = heads[tenant_id]
+            frontier = Frontier(head.tree_size, head.frontier)
+            # Nonces of a whole batch at once: each call asks the kernel.
+            noise = self._nonces(NONCE_BYTES * len(drafts))
+            head.last_record_time = max(head.now, head.last_record_time or head.now)
+            for number, draft in enumerate(drafts):
+                head.tree_size += 1
+                nonce = noise[number * NONCE_BYTES : (number + 1) * NONCE_BYTES]
+                previous = head.last_leaf_hash or EMPTY_ROOT
+                entry = seal(draft, Place(head.tree_size, head.last_record_time, previous, nonce))
+                head.last_leaf_hash = entry.leaf_hash
+                for node in frontier.append(entry.leaf_hash):
+                    nodes.append((tenant_id, node))
+                sealed[id(draft)] = entry
+            head.frontier = frontier.packed()
+        return sealed, nodes
 
     async def _carry(
         self, tx: Transaction, book: Book, tenant_id: str, asset: Asset, remainder: Decimal
@@ -72,21 +91,8 @@ class Appender:
         draft.description = "what rounding charges left over"
         book.drafts.setdefault(tenant_id, []).append(draft)
 
-    def _seal(self, book: Book, head: LogHead, draft: Draft) -> Entry:
-        head.tree_size += 1
-        head.last_record_time = max(head.now, head.last_record_time or head.now)
-        place = Place(
-            head.tree_size,
-            head.last_record_time,
-            head.last_leaf_hash or EMPTY_ROOT,
-            self._nonces(NONCE_BYTES),
-        )
-        entry = seal(draft, place)
-        head.last_leaf_hash = entry.leaf_hash
-        return entry
 
-
-def _movements(book: Book, entries: list[Entry]) -> dict[tuple[str, str], Movement]:
+def movements_of(book: Book, entries: list[Entry]) -> dict[tuple[str, str], Movement]:
     """Return what the batch changes in each balance, touched once whatever it was used for."""
     movements: dict[tuple[str, str], Movement] = {}
     for entry in entries:

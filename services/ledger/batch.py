@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from services.ledger.appending import Appended
+from services.ledger.book import Position
 from services.ledger.commands import (
     Charge,
     Command,
@@ -19,6 +20,7 @@ from services.ledger.commands import (
 from services.ledger.entries import Draft
 from services.ledger.holds import Hold
 from services.ledger.store.keys import StoredKey
+from services.ledger.store.log import LogHead
 from services.ledger.units import Key, UnitRejectedError
 from services.runtime.errors import ServiceError, reused_request_id
 
@@ -27,7 +29,11 @@ Result = list[Draft] | ServiceError | UnitRejectedError
 
 @dataclass(slots=True)
 class Batch:
-    """The commands of one transaction. `given_back` is by place: first correction, and sum."""
+    """The commands of one transaction. `given_back` is by place: first correction, and sum.
+
+    `heads`, `positions` and `holds` are as the batch leaves them, once they are written; None is
+    a hold that was looked for and does not exist.
+    """
 
     commands: Sequence[Command]
     stored: dict[Key, StoredKey] = field(default_factory=dict)
@@ -35,6 +41,9 @@ class Batch:
     given_back: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
     standings: dict[tuple[str, str], tuple[object, ...]] = field(default_factory=dict)
     results: dict[Key, Result] = field(default_factory=dict)
+    heads: Mapping[str, LogHead] = field(default_factory=dict)
+    positions: Sequence[Position] = ()
+    holds: dict[tuple[str, str], Hold | None] = field(default_factory=dict)
     first: dict[Key, Command] = field(init=False)
 
     def __post_init__(self) -> None:

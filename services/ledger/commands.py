@@ -39,7 +39,7 @@ class TransferCommand:
         return (self.debit, self.credit)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class UsageCommand:
     """Record one well-formed unit of a known account."""
 

@@ -25,6 +25,7 @@ from services.ledger.proving import Proving
 from services.ledger.reconciling import Reconciling
 from services.ledger.recording import Recording
 from services.ledger.rules import RULES
+from services.ledger.run_close import GapKind
 from services.ledger.server import LedgerServicer, Parts
 from services.ledger.statements import Statements
 from services.ledger.transferring import Transferring
@@ -108,7 +109,8 @@ def _report(
     telemetry: Telemetry, writer: Writer, meters: Meters, completeness: Completeness
 ) -> None:
     def found() -> _Reading:
-        return [(count, {"kind": kind.name}) for kind, count in completeness.totals.items()]
+        # A kind without gaps reports zero: a series that ends looks like a check that died.
+        return [(completeness.totals.get(kind, 0), {"kind": kind.name}) for kind in GapKind]
 
     def waiting() -> _Reading:
         return [(writer.waiting_commands, {})]

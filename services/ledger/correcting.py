@@ -46,19 +46,20 @@ class Correcting:
         found = await self._directory.find(
             caller.tenant_id, [entry.debit_account_id, entry.credit_account_id]
         )
+        minor = amount and amount_in(found[entry.debit_account_id], *amount)
         command = CorrectionCommand(
             request_key(caller.tenant_id, "CorrectEntry", request_id),
             fingerprint(
                 {
                     "sequence": sequence,
-                    "amount": " ".join(amount) if amount else "",
+                    "amount": "" if minor is None else str(minor),
                     "description": description,
                 }
             ),
             entry,
             found[entry.debit_account_id],
             found[entry.credit_account_id],
-            amount and amount_in(found[entry.debit_account_id], *amount),
+            minor,
             description,
         )
         (outcome,) = await self._writer.submit([command])

@@ -26,6 +26,7 @@ from services.runtime.errors import not_found, reused_request_id
 #: Accounts remembered per process; an account is a few hundred bytes.
 _REMEMBERED_MAX = 50_000
 _TICK = timedelta(microseconds=1)
+_LATEST = datetime.max.replace(tzinfo=UTC) - _TICK
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
 
@@ -103,7 +104,7 @@ class Directory:
                 return found
             size, _ = await log.read_head(tx, tenant_id)
             # What was recorded at that very moment counts: a microsecond is the finest time kept.
-            last = await entries.last_before(tx, tenant_id, size, moment + _TICK)
+            last = await entries.last_before(tx, tenant_id, size, min(moment, _LATEST) + _TICK)
             return found[0], await accounts.balance_at(tx, found[0], last)
 
     async def list_page(

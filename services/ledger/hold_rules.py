@@ -53,6 +53,13 @@ def _place(book: Book, position: Position, hold: Hold | None, command: HoldComma
         _raise_by(book, position, hold, command, command.amount)
         book.holds[hold.tenant_id, hold.hold_id] = hold
         return
+    if hold.account_id != command.account.account_id:
+        # What is held of one account must never be counted against another.
+        raise failed_precondition(
+            "ACCOUNT_NOT_ALLOWED",
+            f"The run's hold is on the account {hold.account_id!r}; a run spends from one account.",
+            metadata={"account_id": command.account.account_id},
+        )
     hold.check_open()
     _raise_by(book, position, hold, command, max(0, command.amount - hold.remaining))
 
@@ -82,7 +89,8 @@ def _release(position: Position, hold: Hold, command: HoldCommand) -> None:
     hold.fence(command.epoch)
     hold.unsettled = min(command.unsettled or 0, hold.remaining)
     position.held -= hold.shrink_to(hold.unsettled)
-    if hold.unsettled == 0:
+    # An explicit zero is a value: a run that waits owes nothing and comes back to its hold.
+    if command.unsettled is None:
         hold.state = HoldState.RELEASED
     hold.is_changed = True
 

@@ -15,6 +15,7 @@ from decimal import (
     Rounded,
     Underflow,
 )
+from functools import lru_cache
 
 from services.ledger.assets import Asset
 
@@ -24,14 +25,15 @@ MINOR_MAX = 10**38 - 1
 DECIMAL_PLACES_MAX = 30
 
 _DECIMAL = re.compile(r"(-?)([0-9]{1,38})(?:\.([0-9]{1,38}))?")
-# Products of prices, counts and markups stay under 200 digits; if one ever did not, the trap
-# stops the charge instead of rounding it silently.
+# A quantity, its price and a markup have up to 68 digits each, so their product has at most 204;
+# if a sum ever had more than these, the trap stops it instead of rounding it silently.
+_DIGITS = 250
 EXACT = Context(
-    prec=200,
+    prec=_DIGITS,
     rounding=ROUND_HALF_EVEN,
     traps=[Inexact, Rounded, InvalidOperation, DivisionByZero, Overflow, Underflow, Clamped],
 )
-_ROUNDING = Context(prec=200, rounding=ROUND_HALF_EVEN)
+_ROUNDING = Context(prec=_DIGITS, rounding=ROUND_HALF_EVEN)
 
 
 class MoneyError(ValueError):
@@ -64,6 +66,8 @@ def format_minor(minor: int, asset: Asset) -> str:
     return f"-{text}" if minor < 0 else text
 
 
+# A unit's cost is read when it is judged, hashed and priced. Errors are not remembered.
+@lru_cache(maxsize=4096)
 def parse_decimal(value: str) -> Decimal:
     """Return a price, markup or quantity; raises MoneyError unless it is plain and not negative."""
     match = _DECIMAL.fullmatch(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -17,10 +18,11 @@ from services.ledger.commands import (
     TransferCommand,
     UsageCommand,
 )
-from services.ledger.entries import Draft
+from services.ledger.entries import Draft, EntryKind
 from services.ledger.hold_rules import apply_hold
 from services.ledger.price_books import PriceBooks
 from services.ledger.pricing import Price, price_unit
+from services.ledger.recollection import Recollection
 from services.ledger.store import (
     RaceLostError,
     Transaction,
@@ -33,6 +35,7 @@ from services.ledger.store import (
 )
 from services.ledger.store.log import KeyUse
 from services.ledger.units import Key, UnitRejectedError
+from services.ledger.usage_posting import UsagePosting
 from services.runtime.database import Database
 from services.runtime.errors import ServiceError, unavailable
 
@@ -49,6 +52,10 @@ class Poster:
         self._database = database
         self._prices = prices
         self._appender = Appender(nonces)
+        self._turn = asyncio.Lock()
+        self._is_long_way = False
+        self._recollection = Recollection()
+        self._usage = UsagePosting(database.lane(), prices, self._appender, self._recollection)
 
     async def post(self, commands: Sequence[Command]) -> list[Outcome]:
         """Apply the commands in their order, commit, and return what each came to.
@@ -56,15 +63,45 @@ class Poster:
         Commands whose key was used before are answered from what is stored. Raises ServiceError
         UNAVAILABLE when the database is, in which case everything may be posted again.
         """
+        # Made while the batch before is at PostgreSQL, unless that one goes the long way: nobody
+        # knows yet what it will leave behind.
+        prepared = None if self._is_long_way else self._usage.prepare(commands)
+        # Written in the order of the calls: a lock's waiters are served in turn.
+        async with self._turn:
+            prepared = prepared or self._usage.prepare(commands)
+            if prepared is not None:
+                answers = await self._usage.write(prepared)
+                if answers is not None:
+                    return answers
+            self._is_long_way = True
+            try:
+                return await self._post_step_by_step(commands)
+            finally:
+                self._is_long_way = False
+
+    async def _post_step_by_step(self, commands: Sequence[Command]) -> list[Outcome]:
         tenants = sorted({command.key.tenant_id for command in commands})
         for _ in range(_RACES_MAX):
+            batch = Batch(commands)
             try:
                 async with self._database.raw_tenant(*tenants) as tx:
-                    return await self._post(tx, Batch(commands))
+                    answers = await self._post(tx, batch)
             except RaceLostError:
                 # Another process committed one of these keys: the next look finds it.
                 continue
+            except BaseException:
+                self._recollection.forget(tenants)
+                raise
+            self._learn(batch)
+            return answers
         raise unavailable("Others are recording the same units at the same time; retry.")
+
+    def _learn(self, batch: Batch) -> None:
+        heads = batch.heads
+        if heads:
+            now = max(head.now for head in heads.values())
+            self._recollection.tell_time(now)
+            self._recollection.expect(heads, batch.positions, batch.holds)
 
     async def _post(self, tx: Transaction, batch: Batch) -> list[Outcome]:
         await self._find_keys(tx, batch)
@@ -77,6 +114,8 @@ class Poster:
             if used:
                 await _keep_budgets(tx, book, batch)
                 appended = await self._appender.append(tx, book, used)
+                batch.heads, batch.positions = appended.heads, list(book.positions.values())
+                batch.holds |= appended.holds
         return await self._answers(tx, batch, appended)
 
     async def _find_keys(self, tx: Transaction, batch: Batch) -> None:
@@ -93,12 +132,17 @@ class Poster:
         await keys.lock_corrected(tx, replaced | corrected_keys)
         batch.stored = await keys.find(tx, {c.key for c in batch.commands} | replaced)
         places = {
-            key: (key.tenant_id, batch.stored[key].sequence or 0)
+            key: (key.tenant_id, sequence)
             for key in replaced
-            if key in batch.stored
+            if key in batch.stored and (sequence := batch.stored[key].sequence) is not None
         }
         charges = await entries.charges_at(tx, list(places.values()))
-        batch.originals = {key: charges[place] for key, place in places.items()}
+        # A transfer may have a key of the same source system; a unit replaces units alone.
+        batch.originals = {
+            key: charges[place]
+            for key, place in places.items()
+            if charges[place].entry.kind is EntryKind.CHARGE
+        }
         batch.given_back = await entries.corrected(
             tx, [(c.entry.tenant_id, c.entry.sequence) for c in corrections]
         )
@@ -115,6 +159,7 @@ class Poster:
                 wanted.add((command.key.tenant_id, command.hold_id))
             elif isinstance(command, UsageCommand) and command.unit.run_id:
                 wanted.add((command.key.tenant_id, command.unit.run_id))
+        batch.holds = dict.fromkeys(wanted)
         for charge in batch.originals.values():
             place = (charge.entry.tenant_id, charge.entry.debit_account_id)
             if place not in touched:

@@ -25,6 +25,10 @@ class _Book:
     versions: tuple[CardVersion, ...]
 
 
+class NotAtHandError(Exception):
+    """Raised when a card would have to be read first."""
+
+
 class PriceBooks:
     """The price cards of recently seen tenants. Cards never change, so only their list can age."""
 
@@ -44,6 +48,21 @@ class PriceBooks:
                 self._books.popitem(last=False)
         version = card_in_force(book.versions, asset, moment)
         return None if version is None else await self._card(tx, tenant_id, version)
+
+    def at_hand(
+        self, tenant_id: str, epoch: int, asset: Asset, moment: datetime
+    ) -> PriceCard | None:
+        """Return what `in_force` does without reading; raises NotAtHandError where it would."""
+        book = self._books.get(tenant_id)
+        if book is None or book.epoch != epoch:
+            raise NotAtHandError
+        version = card_in_force(book.versions, asset, moment)
+        if version is None:
+            return None
+        card = self._cards.get((tenant_id, version.price_card_id))
+        if card is None:
+            raise NotAtHandError
+        return card
 
     async def _card(self, tx: Transaction, tenant_id: str, version: CardVersion) -> PriceCard:
         key = (tenant_id, version.price_card_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -65,9 +65,11 @@ class Price:
 
 
 def card_in_force(
-    cards: Iterable[CardVersion], asset: Asset, moment: datetime
+    cards: Sequence[CardVersion], asset: Asset, moment: datetime
 ) -> CardVersion | None:
     """Return the newest card of the asset that was effective at `moment`."""
+    if not cards:
+        return None
     effective = [c for c in cards if c.asset is asset and c.effective_time <= moment]
     return max(effective, key=lambda card: (card.effective_time, card.version), default=None)
 

@@ -86,10 +86,10 @@ def reconcile(
     for unit in by_reference.values():
         by_response[unit.response_id].append(unit)
         if unit.cost is not None:
-            result.inside_totals[unit.cost.asset] += unit.cost.value
+            _sum_up(result.inside_totals, unit.cost)
     matched: set[str] = set()
     for row in rows:
-        result.outside_totals[row.cost.asset] += row.cost.value
+        _sum_up(result.outside_totals, row.cost)
         found = _match(row, by_reference, by_response)
         if found is None:
             _add(result, DifferenceKind.NOT_IN_LEDGER, None, row)
@@ -159,10 +159,14 @@ def _match(
     return candidates[0] if len(candidates) == 1 else None
 
 
+def _sum_up(totals: dict[str, Decimal], cost: Cost) -> None:
+    totals[cost.asset] = EXACT.add(totals[cost.asset], cost.value)
+
+
 def _agree(inside: Cost | None, outside: Cost, tolerance: Decimal) -> bool:
     if inside is None or inside.asset != outside.asset:
         return False
-    return abs(inside.value - outside.value) <= tolerance
+    return abs(EXACT.subtract(inside.value, outside.value)) <= tolerance
 
 
 def _add(

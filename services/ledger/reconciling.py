@@ -9,6 +9,7 @@ from decimal import Decimal
 
 from services.ledger.reconciliation import OutsideRow, Reconciled, inside_units, reconcile
 from services.ledger.store import read_one_snapshot, runs
+from services.ledger.units import FIRST_MOMENT
 from services.runtime.database import Database
 from services.runtime.errors import limit
 
@@ -37,10 +38,12 @@ class Reconciling:
         self, tenant_id: str, scope: Scope, rows: Sequence[OutsideRow], tolerance: Decimal
     ) -> Reconciled:
         """Return where the two accounts differ; raises LIMIT_EXCEEDED when there is too much."""
+        # Nothing occurred before the first moment that a unit may name.
+        start_time = scope.start_time and max(scope.start_time, FIRST_MOMENT)
         async with self._database.raw_tenant(tenant_id) as tx:
             await read_one_snapshot(tx)
             charges = await runs.standing_charges(
-                tx, tenant_id, scope.run_id, scope.start_time, scope.end_time, UNITS_MAX + 1
+                tx, tenant_id, scope.run_id, start_time, scope.end_time, UNITS_MAX + 1
             )
         if len(charges) > UNITS_MAX:
             raise limit(

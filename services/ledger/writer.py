@@ -17,6 +17,9 @@ _log = logging.getLogger(__name__)
 #: One transaction holds at most this many commands, so that a bulk of thousands delays a single
 #: unit that comes after it by tens of milliseconds and not by seconds.
 BATCH_COMMANDS_MAX = 500
+#: So many waiting are a batch worth making while another is being written, and so many may be.
+LARGE_COMMANDS = 200
+BATCHES_UNDER_WAY_MAX = 2
 #: More than this waiting, and callers are told to come back: about a second of work.
 QUEUE_COMMANDS_MAX = 20_000
 _RETRY_AFTER = timedelta(milliseconds=500)
@@ -38,6 +41,7 @@ class Writer:
         self._waiting: deque[_Submission] = deque()
         self._waiting_commands = 0
         self._wake = asyncio.Event()
+        self._under_way: set[asyncio.Task[None]] = set()
 
     async def submit(self, commands: Sequence[Command]) -> list[Outcome]:
         """Queue commands and return what each came to, once that is committed.
@@ -53,6 +57,8 @@ class Writer:
                 f"the writer has {QUEUE_COMMANDS_MAX} commands waiting; retry the same request.",
                 retry_after=_RETRY_AFTER,
             )
+        if len(commands) <= BATCH_COMMANDS_MAX:
+            return await self._enqueue(commands)
         chunks = [
             commands[start : start + BATCH_COMMANDS_MAX]
             for start in range(0, len(commands), BATCH_COMMANDS_MAX)
@@ -64,7 +70,8 @@ class Writer:
         submission = _Submission(commands, asyncio.get_running_loop().create_future())
         self._waiting.append(submission)
         self._waiting_commands += len(commands)
-        self._wake.set()
+        if self._may_go_on():
+            self._wake.set()
         return submission.answer
 
     @property
@@ -78,10 +85,36 @@ class Writer:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                while self._waiting:
-                    await self._flush(self._take())
+                while self._may_go_on():
+                    self._start_next()
+                    # It makes its batch in its first step, and so before the batch after it.
+                    await asyncio.sleep(0)
         finally:
+            for task in self._under_way:
+                task.cancel()
+            await asyncio.gather(*self._under_way, return_exceptions=True)
             self._abandon()
+
+    def _may_go_on(self) -> bool:
+        """Whether to take the next batch: when none is under way, or beside one if it is large.
+
+        A large batch costs as much to make here as to write there, so the next is made meanwhile.
+        A small one waits: it grows, and commits are shared.
+        """
+        if not self._under_way:
+            return bool(self._waiting)
+        is_large = self._waiting_commands >= LARGE_COMMANDS
+        return is_large and len(self._under_way) < BATCHES_UNDER_WAY_MAX
+
+    def _start_next(self) -> None:
+        task = asyncio.create_task(self._flush(self._take()))
+        self._under_way.add(task)
+        task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        if self._may_go_on():
+            self._wake.set()
 
     def _take(self) -> list[_Submission]:
         taken = [self._waiting.popleft()]

@@ -44,6 +44,10 @@ class log_context:  # noqa: N801  # used like the function it stands for: `with 
         _fields.reset(self._token)
 
 
+_LOG_URLS = ("httpx", "httpx2")
+_LOG_CONTENTS = ("botocore", "hpack", "httpcore", "httpcore2", "openai", "urllib3")
+
+
 def redact(text: str) -> str:
     """The text without anything that looks like a bearer token, a JWT, or a URL's password."""
     for pattern, replacement in _SECRETS:
@@ -59,6 +63,19 @@ def start_logs(settings: TelemetrySettings, service: str, stream: TextIO | None 
     )
     logging.basicConfig(handlers=[handler], level=settings.log_level.upper(), force=True)
     logging.captureWarnings(True)
+    quieten_libraries()
+
+
+def quieten_libraries() -> None:
+    """Keep libraries from logging what passes through them, whatever level was chosen.
+
+    The HTTP ones log URLs at INFO, headers and bodies at DEBUG; botocore logs data keys that KMS
+    has unwrapped.
+    """
+    for name in _LOG_URLS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in _LOG_CONTENTS:
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 class JsonFormatter(logging.Formatter):

@@ -32,8 +32,11 @@ def unseal(text: str, *, bound_to: object) -> list[Any] | None:
     digest, payload = raw[1 : 1 + _DIGEST_BYTES], raw[1 + _DIGEST_BYTES :]
     if raw[:1] != _VERSION or digest != _digest(payload, bound_to):
         return None
-    key: list[Any] = json.loads(payload)
-    return key
+    try:
+        key = json.loads(payload)
+    except ValueError:
+        return None
+    return key if isinstance(key, list) else None
 
 
 def _digest(payload: bytes, bound_to: object) -> bytes:

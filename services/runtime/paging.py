@@ -32,10 +32,15 @@ def decode_page_token(token: str, *, bound_to: object) -> list[Any] | None:
         return None
     key = unseal(token, bound_to=bound_to)
     if key is None:
-        raise ServiceError(
-            ErrorKind.INVALID_ARGUMENT,
-            "PAGE_TOKEN_INVALID",
-            "The page token is damaged or belongs to another list or filter; "
-            "start again from the first page.",
-        )
+        raise page_token_invalid()
     return key
+
+
+def page_token_invalid() -> ServiceError:
+    """The token is none of this list's, or says what no page of it ends with."""
+    return ServiceError(
+        ErrorKind.INVALID_ARGUMENT,
+        "PAGE_TOKEN_INVALID",
+        "The page token is damaged or belongs to another list or filter; "
+        "start again from the first page.",
+    )

@@ -20,16 +20,20 @@ _log = logging.getLogger(__name__)
 class RelayLimits:
     """How much a relay takes at once, how long a handler may work, how long a failure rests.
 
-    `lease` must exceed `handler` by what two short transactions take.
+    `lease` must exceed `handler` by what two short transactions take. `together` hands the first
+    attempts of a topic over in one call. A ServiceError's `retry_after` is waited for, up to
+    `pause_asked_max`.
     """
 
     batch_entries: int = 100
+    together: bool = True
     single_sends_at_once: int = 8
     sweep: timedelta = timedelta(seconds=1)
     handler: timedelta = timedelta(seconds=10)
     lease: timedelta = timedelta(seconds=30)
     pause_first: timedelta = timedelta(seconds=1)
     pause_max: timedelta = timedelta(minutes=1)
+    pause_asked_max: timedelta = timedelta(minutes=1)
 
 
 class Relay:
@@ -80,7 +84,7 @@ class Relay:
         if not entries:
             return 0
         gate = asyncio.Semaphore(self._limits.single_sends_at_once)
-        outcomes = await asyncio.gather(*(self._send(call, gate) for call in _calls(entries)))
+        outcomes = await asyncio.gather(*(self._send(call, gate) for call in self._calls(entries)))
         failures = [failure for failed in outcomes for failure in failed]
         failed_ids = {failure.entry.id for failure in failures}
         async with self._database.raw_jobs() as tx:
@@ -104,13 +108,26 @@ class Relay:
             "outbox entry %d of %s (%s) not sent at attempt %d: %s",
             *(entry.id, self._database.schema, entry.topic, entry.attempts, reason),
         )
-        return Failure(entry, self._pause(entry), reason)
+        return Failure(entry, self._pause(entry, error), reason)
 
-    def _pause(self, entry: Entry) -> timedelta:
+    def _pause(self, entry: Entry, error: Exception) -> timedelta:
         # Spread by id, so that what failed together does not return together.
         spread = 1 + entry.id % 100 / 200
         doublings = float(2 ** min(entry.attempts - 1, 20))
-        return min(self._limits.pause_first * doublings, self._limits.pause_max) * spread
+        pause = min(self._limits.pause_first * doublings, self._limits.pause_max) * spread
+        asked = error.retry_after if isinstance(error, ServiceError) else None
+        return max(pause, min(asked or timedelta(0), self._limits.pause_asked_max))
+
+    def _calls(self, entries: Sequence[Entry]) -> list[list[Entry]]:
+        """First attempts together by topic, retries one by one."""
+        together: dict[str, list[Entry]] = defaultdict(list)
+        alone: list[list[Entry]] = []
+        for entry in entries:
+            if entry.attempts == 1 and self._limits.together:
+                together[entry.topic].append(entry)
+            else:
+                alone.append([entry])
+        return [*together.values(), *alone]
 
     async def _until_kicked(self) -> None:
         try:
@@ -118,18 +135,6 @@ class Relay:
                 await self._kicked.wait()
         except TimeoutError:
             return
-
-
-def _calls(entries: Sequence[Entry]) -> list[list[Entry]]:
-    """First attempts together by topic, retries one by one."""
-    together: dict[str, list[Entry]] = defaultdict(list)
-    alone: list[list[Entry]] = []
-    for entry in entries:
-        if entry.attempts == 1:
-            together[entry.topic].append(entry)
-        else:
-            alone.append([entry])
-    return [*together.values(), *alone]
 
 
 def _describe(error: Exception) -> str:

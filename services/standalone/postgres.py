@@ -107,14 +107,22 @@ class EmbeddedPostgres:
         come up in `start_seconds`.
         """
         self.initialise()
-        for attempt in range(1, START_ATTEMPTS_MAX + 1):
+        attempts_left = START_ATTEMPTS_MAX
+        deadline = time.monotonic() + self._start_seconds
+        while True:
             self.launch()
             try:
                 self.await_ready()
                 break
             except StandaloneError:
                 self._kill()
-                if attempt == START_ATTEMPTS_MAX or not self._worth_another_try():
+                if self._met_orphans():
+                    # As long as it takes them: on a busy machine that is more than a few tries.
+                    if time.monotonic() > deadline:
+                        raise
+                    continue
+                attempts_left -= 1
+                if attempts_left == 0 or not self._lost_its_port():
                     raise
         self.create_database()
         return self.url()
@@ -342,14 +350,19 @@ class EmbeddedPostgres:
         except OSError:
             return sys.platform != "linux"
 
-    def _worth_another_try(self) -> bool:
-        log = self._log_file.read_text(encoding="utf-8", errors="replace")
-        if "Address already in use" in log and not self._port_requested:
-            # A probed port can be taken between probe and bind.
-            self.port = None
-            return True
-        # The children of a server that was killed notice its death a moment later.
-        return "shared memory block" in log
+    def _lost_its_port(self) -> bool:
+        """Whether a probed port was taken between probe and bind; then another is chosen."""
+        if self._port_requested or "Address already in use" not in self._log():
+            return False
+        self.port = None
+        return True
+
+    def _met_orphans(self) -> bool:
+        """Whether children of a server that was killed have not noticed its death yet."""
+        return "shared memory block" in self._log()
+
+    def _log(self) -> str:
+        return self._log_file.read_text(encoding="utf-8", errors="replace")
 
     def _kill(self) -> None:
         if self._process is not None:

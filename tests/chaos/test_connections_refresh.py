@@ -25,10 +25,10 @@ from typing import Any
 
 import pytest
 
+from cogni.egress_rules import EgressRules
 from services.connections.access_log import RecordFilter
 from services.connections.adapters.egress import Egress, EgressLimits
 from services.connections.connection import Connection, State, StateReason
-from services.connections.egress_rules import EgressRules
 from services.connections.keyring import KeyRing
 from services.connections.providers.catalogue import Catalogue
 from services.connections.renewal import RenewalLimits

@@ -14,6 +14,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from cogni.executor.v1.run_pb2 import RunState
 from cogni.ledger.v1.account_pb2 import AccountKind
 from cogni.ledger.v1.ledger_service_pb2 import (
     CreateAccountRequest,
+    GetAccountRequest,
     GetRunStatementRequest,
     TransferRequest,
 )
@@ -39,6 +41,7 @@ LONG = bool(os.environ.get("LONG"))
 SEED = int(os.environ.get("SEED") or random.SystemRandom().randrange(2**32))
 RUNS = 400 if LONG else 30
 CHAOS_SECONDS = 600 if LONG else 45
+FUNDS = "1000"
 # The stack gives up on a process that crashes more than five times a minute.
 PAUSE_SECONDS = (1.5, 4.0)
 SETTLE_SECONDS_MAX = 240
@@ -104,7 +107,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 async def test_no_run_event_effect_or_charge_is_lost_or_doubled(world: World) -> None:
     sys.stdout.write(f"seed {SEED}\n")
     async with AsyncClient(world.stack.settings()) as client:
-        grant_id = await _grant(client)
+        grant_id, account_id = await _grant(client)
         chaos = asyncio.create_task(_kill_at_random(world.stack, random.Random(SEED)))
         run_ids = await _start_all(client, grant_id)
         await chaos
@@ -115,6 +118,7 @@ async def test_no_run_event_effect_or_charge_is_lost_or_doubled(world: World) ->
             _check_log(events)
         statements = [await _closed_statement(client, run_id) for run_id in run_ids]
         again = [await _whole_log(client, run_id) for run_id in run_ids]
+        await _check_nothing_is_held(client, account_id, statements)
 
     # An operator's question: how did they end? All by themselves, whatever was killed.
     ends = Counter(RunState.Name(events[-1].finished.state) for events in logs)
@@ -126,7 +130,7 @@ async def test_no_run_event_effect_or_charge_is_lost_or_doubled(world: World) ->
     assert len(list(world.effects.iterdir())) == len(run_ids)
 
 
-async def _grant(client: AsyncClient) -> str:
+async def _grant(client: AsyncClient) -> tuple[str, str]:
     accounts = {}
     for kind in (AccountKind.ACCOUNT_KIND_FUNDING, AccountKind.ACCOUNT_KIND_SPENDING):
         created = await client.ledger.CreateAccount(
@@ -140,7 +144,7 @@ async def _grant(client: AsyncClient) -> str:
             request_id=str(uuid.uuid4()),
             debit_account_id=accounts[AccountKind.ACCOUNT_KIND_FUNDING],
             credit_account_id=accounts[AccountKind.ACCOUNT_KIND_SPENDING],
-            amount=Amount(asset="USD", value="1000"),
+            amount=Amount(asset="USD", value=FUNDS),
         )
     )
     granted = await client.grants.CreateGrant(
@@ -151,7 +155,7 @@ async def _grant(client: AsyncClient) -> str:
             account_id=accounts[AccountKind.ACCOUNT_KIND_SPENDING],
         )
     )
-    return granted.grant.grant_id
+    return granted.grant.grant_id, accounts[AccountKind.ACCOUNT_KIND_SPENDING]
 
 
 async def _start_all(client: AsyncClient, grant_id: str) -> list[str]:
@@ -210,13 +214,32 @@ async def _closed_statement(client: AsyncClient, run_id: str) -> RunStatement:
         await asyncio.sleep(0.5)
 
 
+async def _check_nothing_is_held(
+    client: AsyncClient, account_id: str, statements: list[RunStatement]
+) -> None:
+    """Whatever died between two steps: holds came to their end, and charges alone took money."""
+    charges = [each for statement in statements for each in statement.charges]
+    assert not [each for each in charges if Decimal(each.overrun.value)]
+    spent = sum(Decimal(each.amount.value) for each in charges if not each.corrected_by_sequence)
+    deadline = time.monotonic() + SETTLE_SECONDS_MAX
+    while True:
+        # The last run's hold is released a moment after its close can be seen.
+        found = await client.ledger.GetAccount(GetAccountRequest(account_id=account_id))
+        balance = found.account.balance
+        if Decimal(balance.held.value) == 0:
+            assert Decimal(balance.available.value) == Decimal(FUNDS) - spent
+            return
+        assert time.monotonic() < deadline, f"{balance.held.value} is still held"
+        await asyncio.sleep(0.5)
+
+
 def _check_bill(world: World, statements: list[RunStatement]) -> None:
     metered = world.metered()
     calls = [
         charge
         for statement in statements
         for charge in statement.charges
-        if charge.unit.HasField("llm_call")
+        if charge.unit.HasField("llm_call") and not charge.corrected_by_sequence
     ]
     references = [charge.unit.source_reference for charge in calls]
     assert len(references) == len(set(references))
@@ -235,7 +258,7 @@ def _check_bill(world: World, statements: list[RunStatement]) -> None:
 
 async def test_a_client_that_was_cut_off_reads_on_where_it_was(world: World) -> None:
     async with AsyncClient(world.stack.settings()) as client:
-        grant_id = await _grant(client)
+        grant_id, _ = await _grant(client)
         run = await client.start_run("working", grant_id, {"number": -1})
         read: list[RunEvent] = []
         async for event in client.watch_run(run.run_id):

@@ -170,7 +170,7 @@ def test_up_says_how_to_reach_it_keeps_its_directory_and_leaves_nothing_after_ct
     assert [
         line for line, handle in zip(below.values(), handles, strict=True) if not ended(handle)
     ] == []
-    assert {graph.graph_id for graph in graphs} == {"approval", "digest", "noop"}
+    assert {graph.graph_id for graph in graphs} == {"approval", "digest", "noop", "reviewer"}
     assert settings.addresses["executor"] in up.printed
     assert "grpcurl -plaintext" in up.printed
     assert "export COGNI_TOKEN=" in up.printed

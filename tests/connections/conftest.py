@@ -11,10 +11,10 @@ from typing import Any
 import hypothesis
 import pytest
 
+from cogni.egress_rules import EgressRules
 from services.connections.connection import Connection
 from services.connections.connection_requests import CreateWanted
 from services.connections.credential import BearerCredential
-from services.connections.egress_rules import EgressRules
 from services.connections.keyring import KeyRing
 from services.connections.lease import DEFAULT_TTL, LeaseWanted
 from services.connections.providers.catalogue import Catalogue, built_in
@@ -52,6 +52,7 @@ class ScriptedSessions:
     """A provider whose answers a test decides; counts what it was asked."""
 
     lasts: timedelta = timedelta(hours=2)
+    scopes: tuple[str, ...] = ()
     begun: int = 0
     renewed: int = 0
     next_failure: Exception | None = None
@@ -83,6 +84,7 @@ class ScriptedSessions:
                 "refresh_token": f"{CANARY}-refresh-{number}",
             },
             expire_time=now + self.lasts,
+            scopes=self.scopes,
             account_id="acct-1",
             account_name="ann",
         )

@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
+from cogni.egress_rules import EgressRules
 from services.connections.adapters.callback_pages import Pages
 from services.connections.adapters.egress import Egress, EgressLimits
 from services.connections.authorization import BeginWanted
@@ -21,7 +22,6 @@ from services.connections.callback import Callback
 from services.connections.connection import Connection, State, StateReason
 from services.connections.connection_requests import NewConnectionWanted
 from services.connections.credential import BearerCredential
-from services.connections.egress_rules import EgressRules
 from services.connections.keyring import KeyRing
 from services.connections.providers.catalogue import Catalogue
 from services.connections.secret import AuthKind, Secret

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cogni.egress_rules import EgressRules, is_public, origin_of
 from services.connections.adapters.egress import Egress, EgressLimits
-from services.connections.egress_rules import EgressRules, is_public, origin_of
 from services.connections.providers.failures import FailureKind, ProviderError
 from services.connections.providers.http import get
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -15,14 +15,16 @@ from services.connections.access_log import Decision, RecordFilter, first_break
 from services.connections.connection import State, StateReason
 from services.connections.credential import BearerCredential
 from services.connections.keyring import KeyRing
-from services.connections.providers.provider import LeaseWish
+from services.connections.providers.http import Http
+from services.connections.providers.provider import LeaseWish, Material
+from services.connections.secret import Session
 from services.connections.store import access_log, connections, lease_batches, leases
 from services.connections.use_cases import known
 from services.connections.use_cases.access_records import list_records
 from services.runtime.caller import Caller
 from services.runtime.errors import ServiceError
 from services.runtime.ids import new_id
-from tests.connections.conftest import World, lease_wanted, make_world, runner, user
+from tests.connections.conftest import CANARY, World, lease_wanted, make_world, runner, user
 from tests.databases import DatabaseFactory
 
 
@@ -155,6 +157,63 @@ async def test_a_connection_that_died_since_is_refused_and_recorded_once(
     )
     told = [(each.entry.decision, each.entry.reason) for each in page[1:]]
     assert told == [(Decision.ALLOWED, ""), (Decision.DENIED, "CONNECTION_NEEDS_REAUTH")]
+
+
+async def test_a_tool_for_another_provider_gets_nothing_of_a_remembered_connection(
+    world: World, reads: Reads
+) -> None:
+    made = await world.connect(user())
+    await lease(world, made.connection_id)
+
+    with pytest.raises(ServiceError) as caught:
+        await lease(world, made.connection_id, providers=("bluesky", "twitter"))
+
+    assert caught.value.reason == "PROVIDER_MISMATCH"
+    assert await lease(world, made.connection_id, providers=("bluesky", "scripted")) == "1"
+    page, _, _ = await list_records(
+        world.database, user(), RecordFilter(), oldest_first=True, page_size=10, page_token=""
+    )
+    told = [(each.entry.decision, each.entry.reason) for each in page[1:]]
+    assert told == [
+        (Decision.ALLOWED, ""),
+        (Decision.FAILED, "PROVIDER_MISMATCH"),
+        (Decision.ALLOWED, ""),
+    ]
+    assert [bool(each.entry.lease_id) for each in page[1:]] == [True, False, True]
+
+
+class Cut:
+    """Mints a token for each wish, and notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.wishes: list[LeaseWish] = []
+
+    async def narrow(
+        self, material: Material, wish: LeaseWish, http: Http, now: datetime
+    ) -> Session:
+        self.wishes.append(wish)
+        values = {"access_token": f"{CANARY}-cut-{wish.resources[0]}"}
+        return Session(values=values, expire_time=now + timedelta(minutes=3))
+
+
+async def test_leases_of_a_remembered_connection_are_cut_down_each_to_its_own_wish(
+    database: DatabaseFactory, key_ring: KeyRing, reads: Reads
+) -> None:
+    cut = Cut()
+    world = make_world(await database("connections"), key_ring, narrow=cut.narrow)
+    made = await world.connect(user())
+    assert await lease(world, made.connection_id) == "1"
+
+    one, two = (LeaseWish(resources=(name,)) for name in ("one", "two"))
+    got = [await lease(world, made.connection_id, wish=wish) for wish in (one, two, one)]
+    short = await world.leases.lease(
+        runner(made.connection_id), lease_wanted(made.connection_id, wish=one)
+    )
+
+    assert got == ["one", "two", "one"]
+    assert (cut.wishes, reads.count) == ([one, two], 1)
+    assert await lease(world, made.connection_id) == "1", "and whole where nothing was asked"
+    assert short.expire_time - made.create_time < timedelta(minutes=4), "no longer than the cut one"
 
 
 async def test_a_lease_that_waits_for_a_revocation_sees_it(world: World) -> None:

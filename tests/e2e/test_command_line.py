@@ -26,6 +26,7 @@ COMMAND_SECONDS_MAX = 120
 EXIT_REFUSED = 1
 EXIT_USAGE = 2
 EXIT_RUN_FAILED = 3
+EXIT_NOT_PROVEN = 4
 
 
 @dataclass(frozen=True)
@@ -233,6 +234,20 @@ def test_every_list_shows_what_there_is(
     assert (table.code, table.err) == (0, "")
     assert holds in table.out
     assert objects
+
+
+def test_the_access_log_is_proven_against_a_head_kept_from_before(
+    cogni: Cogni, grant_id: str
+) -> None:
+    first = cogni("connections", "verify-records")
+    head = first.out.split("head: ")[1].strip()
+    again = cogni("connections", "verify-records", "--head", head)
+    forged = cogni("connections", "verify-records", "--head", f"1:{'00' * 32}")
+
+    assert (first.code, again.code) == (0, 0)
+    assert "none changed, removed or inserted" in again.out
+    assert forged.code == EXIT_NOT_PROVEN
+    assert "record 1 is not the one whose hash was kept" in forged.err
 
 
 @pytest.mark.parametrize(

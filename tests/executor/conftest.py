@@ -26,6 +26,7 @@ from cogni.executor.v1.runner_service_pb2_grpc import RunnerServiceStub
 from services.executor.adapters.ledger import Recording
 from services.executor.composition import Surroundings, application, signer
 from services.executor.events import Draft
+from services.executor.grants import McpServer
 from services.executor.graphs import EVERY_TENANT, Graph
 from services.executor.runs import RunState
 from services.executor.store import events, graphs, runs
@@ -84,6 +85,9 @@ class OwnedResources:
     missing: set[str] = field(default_factory=set)
     revoked: list[str] = field(default_factory=list)
     reachable: bool = True
+    #: The MCP servers behind connections.
+    servers: dict[str, McpServer] = field(default_factory=dict)
+    server_failure: PeerError | None = None
 
     async def revoke_leases(self, tenant_id: str, grant_id: str) -> None:
         if not self.reachable:
@@ -94,6 +98,11 @@ class OwnedResources:
         if connection_id in self.missing:
             raise PeerError("connections", ErrorKind.NOT_FOUND, "NOT_FOUND", "not there")
         return connection_id not in self.foreign
+
+    async def mcp_tools(self, tenant_id: str, subject: str, connection_id: str) -> McpServer | None:
+        if self.server_failure is not None:
+            raise self.server_failure
+        return self.servers.get(connection_id)
 
     async def may_spend(self, tenant_id: str, subject: str, account_id: str) -> bool:
         if account_id in self.missing:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -12,8 +15,13 @@ import pytest
 from cogni.ledger.v1 import account_pb2, ledger_service_pb2_grpc, usage_pb2
 from cogni.ledger.v1 import ledger_service_pb2 as pb
 from cogni.type.v1.amount_pb2 import Amount
+from services.ledger.accounts import Account, AccountKind
+from services.ledger.assets import asset_of
 from services.ledger.checkpoint import LogSigner
+from services.ledger.commands import UsageCommand
 from services.ledger.composition import compose
+from services.ledger.units import Cost, Key, ToolUsage, UsageUnit
+from services.ledger.writer import Writer
 from services.runtime.database import Database
 from services.runtime.drain import Drain
 from services.runtime.ids import new_id
@@ -22,6 +30,7 @@ from tests.plugins.identities import Identities
 from tests.plugins.serving import Served, ServeService
 
 ORIGIN = "ledger.example.org"
+_PAST = datetime(2020, 1, 1, tzinfo=UTC)
 ALL_SCOPES = ("ledger:read", "ledger:write", "ledger:admin")
 
 
@@ -133,6 +142,28 @@ async def record(stub: Any, *units: usage_pb2.UsageUnit) -> list[usage_pb2.Usage
     """Record units and return their outcomes."""
     answer = await stub.RecordUsage(pb.RecordUsageRequest(units=units))
     return list(answer.outcomes)
+
+
+def one_command(account: Account | None = None) -> UsageCommand:
+    """A tool call for 0.5 USD."""
+    of = account or Account(
+        "acme", new_id(), "", asset_of("USD"), AccountKind.SPENDING, "", 0, _PAST
+    )
+    key = Key(of.tenant_id, "executor", new_id())
+    used = UsageUnit(key, of.account_id, ToolUsage("t"), _PAST, cost=Cost("USD", "0.5"))
+    return UsageCommand(key, used.payload_hash(), used, of)
+
+
+@asynccontextmanager
+async def running(writer: Writer) -> AsyncIterator[Writer]:
+    """The writer at work, and stopped afterwards."""
+    task = asyncio.create_task(writer.run())
+    try:
+        yield writer
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 StartLedger = Callable[[], Awaitable[Ledger]]

@@ -81,6 +81,8 @@ class SimpleLedger:
                 return self._charge(command)
             case CorrectionCommand():
                 return self._correct(command)
+            case HoldCommand(action=HoldAction.SETTLE):
+                return self._settle(command)
             case HoldCommand():
                 return self._hold(command)
 
@@ -159,7 +161,7 @@ class SimpleLedger:
             return "STALE_ATTEMPT"
         hold.epoch = command.epoch
         hold.remaining = hold.unsettled = min(command.unsettled or 0, hold.remaining)
-        if hold.remaining == 0:
+        if command.unsettled is None:
             hold.state = "RELEASED"
         return "HELD"
 
@@ -168,4 +170,22 @@ class SimpleLedger:
             return "NOT_FOUND"
         if hold.state == "ACTIVE":
             hold.remaining, hold.state = hold.unsettled, "EXPIRED"
+        return "HELD"
+
+    def _settle(self, command: HoldCommand) -> str:
+        hold = self.holds.get(command.hold_id)
+        if hold is None:
+            return "NOT_FOUND"
+        if command.run_id or hold.epoch:
+            return "HOLD_BELONGS_TO_RUN"
+        if hold.state not in ("ACTIVE", "EXPIRED"):
+            return "HOLD_CLOSED"
+        if command.amount > hold.remaining:
+            return "HOLD_EXCEEDED"
+        assert command.credit is not None
+        hold.remaining -= command.amount
+        hold.unsettled = min(hold.unsettled, hold.remaining)
+        if hold.remaining == 0:
+            hold.state = "SETTLED"
+        self._move(hold.account, command.credit.account_id, command.amount)
         return "HELD"

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
 
 from cogni.ledger.v1 import ledger_service_pb2 as pb
 from cogni.ledger.v1 import reconciliation_pb2, usage_pb2
 from services.ledger.completeness import Completeness
+from services.ledger.composition import compose
+from services.runtime.drain import Drain
 from services.runtime.ids import new_id
+from services.runtime.telemetry import Telemetry
 from tests.ledger.conftest import Ledger, record, unit, usd
 from tests.ledger.test_holds import closing
 from tests.plugins.calls import refused
+from tests.plugins.serving import ServeService
 
 MISSING = reconciliation_pb2.GAP_KIND_MISSING
 EXTRA = reconciliation_pb2.GAP_KIND_EXTRA
 DIFFERENT = reconciliation_pb2.GAP_KIND_DIFFERENT
 UNCLOSED = reconciliation_pb2.GAP_KIND_UNCLOSED
+OUTGROWN = 5000
 INVOICE = reconciliation_pb2.EXTERNAL_SOURCE_INVOICE
 
 
@@ -84,6 +94,86 @@ async def test_processes_that_check_side_by_side_do_not_disturb_each_other(
     await asyncio.gather(*(Completeness(ledger.database).check() for _ in range(4)))
 
     assert set((await gaps(ledger)).values()) == {EXTRA}
+
+
+async def test_the_check_keeps_up_when_the_log_outgrows_the_plans_it_began_with(
+    ledger: Ledger,
+) -> None:
+    account_id = await ledger.account("10")
+    check = Completeness(ledger.database)
+    for _ in range(7):
+        # PostgreSQL keeps a plan after it was used some times: here, one for a log of few entries.
+        await record(ledger.executor(), unit(account_id))
+        await check.check()
+
+    await record(ledger.executor(), *(unit(account_id) for _ in range(OUTGROWN)))
+
+    # Each unit is a run of its own that nobody closed. The server's own check may be at it too.
+    async with asyncio.timeout(60):
+        while await counted(ledger) < 7 + OUTGROWN:
+            await check.check()
+
+
+async def counted(ledger: Ledger) -> int:
+    async with ledger.database.raw_tenant("acme") as tx:
+        found: int = await tx.fetchval("SELECT count(*) FROM gaps")
+        return found
+
+
+@dataclass
+class Meters:
+    """What an operator's collector would get."""
+
+    telemetry: Telemetry
+    reader: InMemoryMetricReader
+
+    def of(self, name: str) -> dict[str, float]:
+        data = self.reader.get_metrics_data()
+        scopes = [scope for each in data.resource_metrics for scope in each.scope_metrics]  # type: ignore[union-attr]
+        return {
+            str((point.attributes or {}).get("kind", "")): point.value  # type: ignore[union-attr]
+            for scope in scopes
+            for metric in scope.metrics
+            if metric.name == name
+            for point in metric.data.data_points
+        }
+
+
+@pytest.fixture
+def meters() -> Iterator[Meters]:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    tracing = TracerProvider()
+    meter = provider.get_meter("cogni")
+    yield Meters(Telemetry(tracing.get_tracer("cogni"), meter, tracing, lambda: None), reader)
+    provider.shutdown()
+
+
+async def test_the_check_goes_on_by_itself_and_its_gaps_and_conflicts_are_metrics(
+    ledger: Ledger, meters: Meters, serve_service: ServeService
+) -> None:
+    account_id, run_id = await ledger.account("10"), new_id()
+    sent = unit(account_id, run_id=run_id)
+    await record(ledger.executor(), sent)
+    await ledger.executor().CloseRun(closing(run_id, [sent, unit(account_id)]))
+    drain = Drain()
+    application = compose(ledger.database, drain=drain, telemetry=meters.telemetry)
+    served = await serve_service("ledger", application, drain=drain)
+    metered = Ledger(served, ledger.identities, ledger.database)
+    sent.cost.value = "7"
+    await record(metered.executor(), sent)
+
+    async with asyncio.timeout(60):
+        while not meters.of("cogni.ledger.gaps")["MISSING"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    assert meters.of("cogni.ledger.gaps") == {
+        "MISSING": 1,
+        "EXTRA": 0,
+        "DIFFERENT": 0,
+        "UNCLOSED": 0,
+    }
+    assert meters.of("cogni.ledger.usage.conflicts") == {"": 1}
 
 
 def call(response_id: str, **fields: Any) -> usage_pb2.LlmCall:

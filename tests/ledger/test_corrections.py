@@ -30,6 +30,7 @@ async def test_a_charge_is_given_back_in_parts_and_then_no_more(ledger: Ledger) 
     request = correcting(charge.sequence, "1")
 
     first = await ledger.stub().CorrectEntry(request)
+    request.amount.value = "1.00"
     again = await ledger.stub().CorrectEntry(request)
     rest = await ledger.stub().CorrectEntry(correcting(charge.sequence))
     beyond = await refused(ledger.stub().CorrectEntry(correcting(charge.sequence)))

@@ -130,6 +130,19 @@ async def test_the_next_attempt_takes_the_hold_over_and_the_stale_one_is_refused
     assert (await ledger.balance(account_id)).held.value == "4"
 
 
+async def test_a_run_has_its_hold_on_one_account(ledger: Ledger) -> None:
+    first, second, run_id = await ledger.account("10"), await ledger.account("10"), new_id()
+    await ledger.executor().PlaceHold(placing(first, "4", run_id=run_id, epoch=1))
+
+    refusal = await refused(
+        ledger.executor().PlaceHold(placing(second, "6", run_id=run_id, epoch=2))
+    )
+
+    assert refusal.reason == "ACCOUNT_NOT_ALLOWED"
+    assert (await ledger.balance(first)).held.value == "4"
+    assert (await ledger.balance(second)).held.value == "0"
+
+
 async def test_a_run_token_acts_on_nothing_but_its_own_runs_hold(ledger: Ledger) -> None:
     account_id, other_account = await ledger.account("10"), await ledger.account("10")
     run_id, stranger = new_id(), ledger.run(account_id=account_id)
@@ -170,6 +183,22 @@ async def test_a_hold_shrinks_to_its_unsettled_calls_and_ends_when_none_are_left
     assert ended.hold.state == hold_pb2.HOLD_STATE_RELEASED
     assert after.reason == "HOLD_CLOSED"
     assert (await ledger.balance(account_id)).available.value == "10"
+
+
+async def test_a_hold_of_which_nothing_is_kept_for_now_can_be_topped_up_again(
+    ledger: Ledger,
+) -> None:
+    account_id, run_id = await ledger.account("10"), new_id()
+    run = ledger.run(run_id=run_id, account_id=account_id)
+    await run.PlaceHold(placing(account_id, "4", run_id=run_id))
+
+    kept = await run.ReleaseHold(
+        pb.ReleaseHoldRequest(request_id=new_id(), hold_id=run_id, unsettled=usd("0"))
+    )
+    again = await run.PlaceHold(placing(account_id, "3", run_id=run_id))
+
+    assert (kept.hold.state, kept.hold.remaining.value) == (hold_pb2.HOLD_STATE_ACTIVE, "0")
+    assert again.hold.remaining.value == "3"
 
 
 async def test_an_expired_hold_keeps_its_unsettled_calls_and_a_top_up_revives_it(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -155,3 +156,43 @@ async def test_record_times_never_decrease_even_when_the_clock_does(
 
     assert second.record_time.ToDatetime(UTC) >= first.record_time.ToDatetime(UTC)
     assert first.record_time.ToDatetime(UTC) > datetime.now(UTC) - timedelta(minutes=1)
+
+
+async def test_each_way_to_export_a_part_of_the_log_gives_just_that_part(ledger: Ledger) -> None:
+    first, second, run_id = await ledger.account("10"), await ledger.account("0.03"), new_id()
+    for account_id in (first, second, first, second):
+        # The second's money ends: its overruns are of the run, and not of the account.
+        await record(ledger.executor(), unit(account_id, "0.02", run_id=run_id), unit(account_id))
+    answer = await ledger.stub().ListEntries(pb.ListEntriesRequest(page_size=1000))
+    whole = list(reversed(answer.entries))
+    third_last, found = whole[-3].record_time, 0
+
+    for account_id, run, after, start, end in itertools.product(
+        ("", second), ("", run_id), (0, 5), (None, third_last), (None, third_last)
+    ):
+        if start and end:
+            continue
+        wanted = pb.ExportEntriesRequest(
+            format=pb.EXPORT_FORMAT_CSV,
+            account_id=account_id,
+            run_id=run,
+            after_sequence=after,
+            start_time=start,
+            end_time=end,
+        )
+        parts = [part async for part in ledger.stub().ExportEntries(wanted)]
+
+        lines = b"".join(part.chunk for part in parts).decode().splitlines()[1:]
+        expected = [
+            each.sequence
+            for each in whole
+            if each.sequence > after
+            and account_id in ("", each.debit_account_id, each.credit_account_id)
+            and run in ("", each.run_id)
+            and (start is None or each.record_time.ToNanoseconds() >= start.ToNanoseconds())
+            and (end is None or each.record_time.ToNanoseconds() < end.ToNanoseconds())
+        ]
+        assert [int(line.split(",")[0]) for line in lines] == expected
+        assert parts[-1].exported_count == parts[-1].total_count == len(expected)
+        found += len(expected)
+    assert found > len(whole)

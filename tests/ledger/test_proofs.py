@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from typing import Any
 
 import pytest
 from google.protobuf.json_format import MessageToDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cogni.client.ledger_verify import (
     SignedHead,
@@ -23,8 +26,10 @@ from services.ledger.composition import compose
 from services.ledger.merkle import EMPTY_ROOT, Frontier, leaf_hash, node_hash
 from services.runtime.drain import Drain
 from services.runtime.ids import new_id
-from tests.ledger.conftest import Ledger, record, unit
+from tests.ledger.conftest import Ledger, record, unit, usd
 from tests.plugins.calls import refused
+
+TAMPERINGS = 2000 if os.environ.get("LONG") else 50
 
 
 def naive_root(leaves: list[bytes]) -> bytes:
@@ -122,11 +127,103 @@ async def test_a_receipt_is_checked_without_the_ledger(ledger: Ledger) -> None:
     answer = await ledger.stub().GetReceipt(request)
 
     assert len(answer.receipt.entries) == 3
-    receipt = MessageToDict(answer.receipt)
-    verify_receipt(receipt, answer.receipt.tree_head.verifier_key)
-    receipt["charge"]["amount"]["value"] = "0.5"
-    with pytest.raises(VerificationError, match="says other"):
-        verify_receipt(receipt)
+    verify_receipt(MessageToDict(answer.receipt), answer.receipt.tree_head.verifier_key)
+    for claim in (
+        lambda charge: charge["amount"].update(value="0.5"),
+        lambda charge: charge["overrun"].update(value="1"),
+        lambda charge: charge.update(priceCardVersion=2),
+        lambda charge: charge.update(priceSource="PRICE_SOURCE_PRICE_CARD"),
+        lambda charge: charge.update(correctedBySequence="0"),
+        lambda charge: charge["unit"].update(runId=new_id()),
+        lambda charge: charge["unit"].update(rework=True),
+        lambda charge: charge["unit"]["llmCall"].update(model="gpt-5"),
+        lambda charge: charge["unit"]["llmCall"]["tokenCounts"][0].update(count="1"),
+    ):
+        receipt = MessageToDict(answer.receipt)
+        claim(receipt["charge"])
+        with pytest.raises(VerificationError, match="says other"):
+            verify_receipt(receipt)
+
+
+async def test_receipts_of_every_kind_of_usage_are_checked(ledger: Ledger) -> None:
+    account_id = await ledger.account("0.5")
+    kinds: list[dict[str, Any]] = [
+        {"tool_call": {"tool": "search", "invocation_id": "i1"}, "rework": True},
+        {"compute_time": {"resource": "runner", "duration": {"seconds": 90, "nanos": 1000}}},
+        {"custom_units": {"unit": "page", "quantity": "1.50"}, "estimated": True},
+        {"llm_call": {"model": "m", "provider_cost": usd("0.0010"), "provider_response_id": "r"}},
+    ]
+    for kind in kinds:
+        sent = unit(account_id, "0.2500000000000001", **{"llm_call": None, **kind})
+        await record(ledger.executor(), sent)
+        request = pb.GetReceiptRequest(
+            source_system="executor", source_reference=sent.source_reference
+        )
+        answer = await ledger.stub().GetReceipt(request)
+        verify_receipt(MessageToDict(answer.receipt), answer.receipt.tree_head.verifier_key)
+
+
+@pytest.mark.timeout(300)
+async def test_whichever_entry_is_touched_and_however_it_is_the_one_that_is_named(
+    ledger: Ledger,
+) -> None:
+    await fill(ledger, 300)
+    signed = (await exported(ledger)).splitlines(True)
+    leaves = [number for number, line in enumerate(signed) if b'"kind"' in line]
+    places = st.integers(0, len(leaves) - 1)
+
+    @settings(max_examples=TAMPERINGS, deadline=None, database=None)
+    @given(
+        way=st.sampled_from(["alter", "remove", "swap", "repeat", "move", "cut off"]),
+        one=places,
+        other=places,
+        where=st.floats(0, 0.999),
+        by=st.integers(1, 255),
+    )
+    def touch(way: str, one: int, other: int, where: float, by: int) -> None:
+        lines, first = list(signed), min(one, other)
+        if way == "alter":
+            first = one
+            line = bytearray(lines[leaves[one]])
+            line[int(where * (len(line) - 1))] ^= by
+            lines[leaves[one]] = bytes(line)
+        elif way == "remove":
+            first = one
+            del lines[leaves[one]]
+        elif way == "cut off":
+            first = one
+            del lines[leaves[one] :]
+        elif one == other:
+            return
+        elif way == "swap":
+            at, to = leaves[one], leaves[other]
+            lines[at], lines[to] = lines[to], lines[at]
+        elif way == "repeat":
+            first = other
+            lines.insert(leaves[other], lines[leaves[one]])
+        else:
+            # Taken out here and put in before the other: what lies between moves by one.
+            taken = lines.pop(leaves[one])
+            lines.insert(leaves[other] - (one < other), taken)
+            if lines == signed:
+                return
+
+        with pytest.raises(VerificationError) as failed:
+            verify_export(lines)
+
+        assert failed.value.sequence == first + 1
+
+    touch()
+    lines = list(signed)
+    listing = next(number for number, line in enumerate(lines) if b"leaf_hashes" in line)
+    for spoilt in (
+        b'{"leaf_hashes": 7}',
+        b'{"leaf_hashes": ["zz"]}',
+        lines[listing][:-9] + b'0"]}',
+    ):
+        lines[listing] = spoilt
+        with pytest.raises(VerificationError, match="list of hashes"):
+            verify_export(lines)
 
 
 async def exported(ledger: Ledger, **fields: Any) -> bytes:
@@ -208,7 +305,8 @@ def cut_off(lines: list[bytes]) -> None:
         (alter_and_rewrite_the_rest, 300),
         (remove, 300),
         (swap, 300),
-        (repeat, 300),
+        # The copy stands where entry 301 should.
+        (repeat, 301),
         (cut_off, 300),
     ],
 )

@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -47,10 +48,13 @@ from services.runtime.caller import Caller, CallerKind
 from services.runtime.database import Database
 from services.runtime.errors import ServiceError
 from services.runtime.ids import new_id
+from services.runtime.lane import Lane
 from tests.databases import Databases
 from tests.ledger.simple_ledger import OVERRUN, USAGE, USD, SimpleLedger
 
 LONG = bool(os.environ.get("LONG"))
+# A batch needs fewer statements than this, so a crash before each of them is tried.
+CRASHES = 20
 EXAMPLES = 300 if LONG else 30
 FAR = datetime(2100, 1, 1, tzinfo=UTC)
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
@@ -78,12 +82,26 @@ class _Crashing:
         return getattr(self._connection, name)
 
 
+class _CrashingLane:
+    """A lane whose process dies before its n-th statement: each is a transaction of its own."""
+
+    def __init__(self, lane: Any, fuse: list[int]) -> None:
+        self._lane, self._fuse = lane, fuse
+
+    async def fetchrow(self, query: str, *arguments: Any) -> Any:
+        if self._fuse[0] == 0:
+            raise CrashError
+        self._fuse[0] -= 1
+        return await self._lane.fetchrow(query, *arguments)
+
+
 class CrashingDatabase:
     """A database whose caller dies after so many statements: 0 at once, -1 right after COMMIT."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self.fuse = [1_000_000]
+        self._lanes: list[Lane] = []
 
     @asynccontextmanager
     async def raw_tenant(self, *tenant_ids: str) -> AsyncIterator[Any]:
@@ -91,6 +109,15 @@ class CrashingDatabase:
             yield _Crashing(connection, self.fuse)
         if self.fuse[0] < 0:
             raise CrashError
+
+    def lane(self) -> Any:
+        self._lanes.append(self._database.lane())
+        return _CrashingLane(self._lanes[-1], self.fuse)
+
+    async def give_back(self) -> None:
+        """Let the lanes' connections go to the next machine."""
+        for lane in self._lanes:
+            await lane.give_back()
 
 
 def word(outcome: Outcome) -> str:
@@ -128,6 +155,7 @@ class LedgerMachine(RuleBasedStateMachine):
         limits = {a.account_id: a.credit_limit for a in self.accounts[1:]}
         self.model = SimpleLedger({**limits, self.accounts[0].account_id: None})
         self.runs = [new_id() for _ in range(3)]
+        self.by_hand = [new_id() for _ in range(3)]
         self.queue: list[Command] = []
         self.sent: list[Command] = []
         self.seen: list[Entry] = []
@@ -197,6 +225,43 @@ class LedgerMachine(RuleBasedStateMachine):
             )
         )
 
+    @rule(
+        action=st.sampled_from([HoldAction.PLACE, HoldAction.SETTLE, HoldAction.SETTLE]),
+        which=runs,
+        credit=accounts,
+        amount=amounts,
+    )
+    def hold_by_hand(self, action: HoldAction, which: int, credit: int, amount: int) -> None:
+        account, target = self.accounts[which + 1], self.accounts[credit]
+        if account is target:
+            return
+        self.queue.append(
+            HoldCommand(
+                self.key(),
+                fingerprint({"by hand": [action, which, credit, amount]}),
+                action,
+                self.by_hand[which],
+                account,
+                amount * USD,
+                expire_time=FAR,
+                credit=target if action is HoldAction.SETTLE else None,
+            )
+        )
+
+    @rule(run=runs)
+    def settle_a_runs_hold(self, run: int) -> None:
+        self.queue.append(
+            HoldCommand(
+                self.key(),
+                fingerprint({"settle": run}),
+                HoldAction.SETTLE,
+                self.runs[run],
+                self.accounts[run + 1],
+                USD,
+                credit=self.accounts[0],
+            )
+        )
+
     @rule(which=st.integers(0, 50), amount=st.none() | amounts)
     def correct(self, which: int, amount: int | None) -> None:
         kinds = (EntryKind.TRANSFER, EntryKind.CHARGE)
@@ -219,23 +284,20 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 100))
     def send_again(self, which: int) -> None:
-        if self.sent:
-            self.queue.append(self.sent[which % len(self.sent)])
+        # Those that wait too: duplicates inside one batch.
+        known = [*self.sent, *self.queue]
+        if known:
+            self.queue.append(replace(known[which % len(known)]))
 
     @rule(which=st.integers(0, 100))
     def send_other_content_under_an_old_key(self, which: int) -> None:
-        old = [c for c in self.sent if isinstance(c, TransferCommand)]
-        if old:
-            command = old[which % len(old)]
-            other = fingerprint({"other": which})
-            self.queue.append(
-                TransferCommand(
-                    command.key, other, command.debit, command.credit, command.amount, "", None
-                )
-            )
+        known = [*self.sent, *self.queue]
+        if known:
+            command = known[which % len(known)]
+            self.queue.append(replace(command, payload_hash=fingerprint({"other": which})))
 
     @rule(
-        crashes=st.lists(st.integers(-1, 14), max_size=2),
+        crashes=st.lists(st.integers(-1, CRASHES), max_size=2),
         process=st.integers(0, 1),
     )
     def post(self, crashes: Sequence[int], process: int) -> None:
@@ -298,6 +360,8 @@ class LedgerMachine(RuleBasedStateMachine):
         return {str(r[0]): int(r[1]) for r in rows}, {str(r[0]): int(r[2]) for r in rows}
 
     def teardown(self) -> None:
+        if hasattr(self, "crashing"):
+            self.runner.run(self.crashing.give_back())
         if hasattr(self, "model"):
             self.runner.run(self._check_log())
 

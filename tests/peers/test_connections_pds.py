@@ -13,8 +13,8 @@ import pytest
 from cogni.connections.v1 import connection_pb2
 from cogni.connections.v1 import connections_service_pb2 as messages
 from cogni.connections.v1 import connections_service_pb2_grpc as stubs
+from cogni.egress_rules import EgressRules
 from services.connections.composition import Choices, compose
-from services.connections.egress_rules import EgressRules
 from services.connections.keyring import KeyRing
 from services.runtime.database import Database
 from services.runtime.drain import Drain

@@ -14,6 +14,9 @@ from services.executor.runner.catalogue import Catalogue
 from services.executor.runner.journal import Journal
 from services.runtime.database import Database
 from tests.conftest import DatabaseFactory
+from tests.plugins.identities import Identities
+from tests.plugins.serving import ServeService
+from tests.runner.bank import Bank, opened_bank
 from tests.runner.fleet import Fleet
 from tests.runner.running import write_project
 
@@ -26,6 +29,15 @@ async def executor_database(database: DatabaseFactory) -> Database:
 @pytest.fixture
 async def fleet(executor_database: Database) -> Fleet:
     return Fleet(executor_database)
+
+
+@pytest.fixture
+async def bank(
+    database: DatabaseFactory, serve_service: ServeService, identities: Identities
+) -> AsyncIterator[Bank]:
+    """A Ledger with an account that pays."""
+    async with opened_bank(database, serve_service, identities) as bank:
+        yield bank
 
 
 @pytest.fixture

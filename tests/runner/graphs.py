@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import operator
 from collections import Counter
 from typing import Annotated, Any, TypedDict
@@ -15,13 +16,14 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 from langgraph.types import interrupt
 
-from cogni.graph import chat_model, credential, invocation_id, tool
+from cogni.graph import chat_model, credential, http_request, invocation_id, mcp_tools, tool
 
 #: Counts what nodes and tools did, and lets tests hold them back.
 HAPPENED: Counter[str] = Counter()
 PROVIDER: dict[str, str] = {}
 REACHED = asyncio.Event()
 RELEASED = asyncio.Event()
+CONFIDED = "confided-3b1c"
 
 
 class Words(TypedDict):
@@ -101,6 +103,13 @@ async def leaky(text: str) -> str:
     return f"done with {token}"
 
 
+@tool(redact_arguments=("secret",), redact_result=True)
+async def confide(secret: str, to: str) -> str:
+    """Tell somebody a secret."""
+    HAPPENED[f"confided {secret} to {to}"] += 1
+    return f"{to} knows {secret}"
+
+
 def _says_tool(name: str) -> Any:
     def script(messages: Any) -> str | AIMessage:
         if isinstance(messages[-1], HumanMessage):
@@ -117,12 +126,25 @@ def _agent(offered: Any) -> Any:
     async def model_node(state: MessagesState) -> Any:
         return {"messages": [await model.ainvoke(state["messages"])]}
 
+    return _looped(model_node, [offered])
+
+
+def _scripted(tools: list[Any], script: Any) -> Any:
+    """An agent that needs no model, and so no LiteLLM, which takes seconds to import."""
+
+    async def model_node(state: MessagesState) -> Any:
+        return {"messages": [script(state["messages"])]}
+
+    return _looped(model_node, tools)
+
+
+def _looped(model_node: Any, tools: list[Any]) -> Any:
     def route(state: MessagesState) -> str:
         return "tools" if state["messages"][-1].tool_calls else END
 
     graph = StateGraph(MessagesState)
     graph.add_node("model", model_node)
-    graph.add_node("tools", ToolNode([offered]))
+    graph.add_node("tools", ToolNode(tools))
     graph.add_edge(START, "model")
     graph.add_conditional_edges("model", route)
     graph.add_edge("tools", "model")
@@ -180,8 +202,14 @@ def meets_in_a_thread(state: Words) -> Words:
     return {"words": [Stranger(reports=False).invoke("b").text]}
 
 
+async def fetches(state: Words) -> Words:
+    return {"words": [str(await http_request.ainvoke({"url": PROVIDER["url"]}))]}
+
+
 strangers = _chain(meets, meets_in_a_thread)
 chatting = _chain(chats)
+chat_and_ask = _chain(chats, asks)
+fetching = _chain(fetches)
 noop = _chain(first, second)
 hold = _chain(first, held, second)
 fails = _chain(first, broken)
@@ -191,6 +219,32 @@ plain_agent = _agent(plain)
 leaking = _agent(leaky)
 two_posts = _chain(twice)
 post_and_hold = _chain(posts_then_held)
+
+
+def _says_ticket(messages: Any) -> AIMessage:
+    """Asks for the tool and the arguments that the person spells: "echo {json}"."""
+    if isinstance(messages[-1], HumanMessage):
+        name, _, spelt = messages[-1].text.partition(" ")
+        call = {"name": f"tickets__{name}", "args": json.loads(spelt), "id": "call_1"}
+        return AIMessage(content="", tool_calls=[call])
+    return AIMessage(content="done")
+
+
+def ticketing() -> Any:
+    """An agent with the tools of an MCP server that the run's grant names, given as a factory."""
+    return _scripted(mcp_tools("mcp:tickets"), _says_ticket)
+
+
+def _says_secret(messages: Any) -> AIMessage:
+    if isinstance(messages[-1], HumanMessage):
+        call = {"name": "confide", "args": {"secret": CONFIDED, "to": "bea"}, "id": "call_1"}
+        return AIMessage(content="", tool_calls=[call])
+    return AIMessage(content="done")
+
+
+def confiding() -> Any:
+    """An agent with a tool whose argument and result are nobody's business."""
+    return _scripted([confide], _says_secret)
 
 
 def looping() -> StateGraph:

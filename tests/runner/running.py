@@ -8,18 +8,22 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from cogni.executor.v1.run_event_pb2 import RunEvent
 from cogni.graph.guarding import ToolDenied, guard_every_tool
 from cogni.graph.invocation import Credential
+from services.executor.amounts import Amount
 from services.executor.runner.attempt import Workshop
 from services.executor.runner.catalogue import Catalogue
 from services.executor.runner.guard import Lease
+from services.executor.runner.holds import Holds, HoldSums
 from services.executor.runner.journal import Holding, Journal
 from services.executor.runner.lease_keeper import KeeperTimes, LeaseKeeper
 from services.executor.runner.loop import Loop, LoopSettings
+from services.executor.runner.needs import Need
 from services.executor.runs import Run
 from services.executor.store.leases import LeaseTimes
 from services.runtime.database import Database
@@ -46,7 +50,7 @@ class FakeConnections:
         self,
         holding: Holding,
         connection_ids: Any,
-        provider: str,
+        need: Need,
         tool: str,
         invocation_id: str,
     ) -> Lease:
@@ -58,12 +62,29 @@ class FakeConnections:
 
 
 @dataclass
+class FakeHolds:
+    """An account that always has enough; test_run_hold.py and test_holds.py use the real Ledger."""
+
+    placed: list[Amount] = field(default_factory=list)
+    shrunk: list[Amount] = field(default_factory=list)
+
+    async def place(
+        self, holding: Holding, account_id: str, least: Amount, unsettled: Amount
+    ) -> HoldSums:
+        self.placed.append(least)
+        return HoldSums(least.value, Decimal(0))
+
+    async def shrink(self, holding: Holding, unsettled: Amount) -> None:
+        self.shrunk.append(unsettled)
+
+
+@dataclass
 class Running:
     """One runner under way."""
 
     loop: Loop
     fleet: Any
-    connections: FakeConnections
+    connections: Any
     pumps: set[asyncio.Task[Any]]
     task: asyncio.Task[None]
 
@@ -96,7 +117,7 @@ class Running:
 def catalogue_names(source: str) -> list[str]:
     """The graphs that a module of this kind defines."""
     made = re.findall(r"^(\w+) = (?:_chain|_agent)\(", source, re.MULTILINE)
-    return [*made, "looping"]
+    return [*made, "looping", "ticketing", "confiding"]
 
 
 def write_project(folder: Path) -> Path:
@@ -119,12 +140,15 @@ async def running(
     holder: str = "test",
     times: LeaseTimes = TIMES,
     drain_seconds: float = 0.0,
+    connections: Any = None,
+    holds: Holds | None = None,
 ) -> AsyncIterator[Running]:
     """Carry runs until the block ends, then drain in good order."""
     database: Database = fleet.database
-    journal, connections = Journal(database), FakeConnections()
+    journal, connections = Journal(database), connections or FakeConnections()
     pumps: set[asyncio.Task[Any]] = set()
-    workshop = Workshop(database, journal, catalogue, connections, pumps.add)
+    paid = holds or FakeHolds()
+    workshop = Workshop(database, journal, catalogue, connections, paid, pumps.add)
     listener = Listener(database.url, application_name="tests")
     background = [asyncio.create_task(journal.run()), asyncio.create_task(listener.run())]
     settings = LoopSettings(

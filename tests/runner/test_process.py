@@ -158,6 +158,7 @@ async def works(fleet: Fleet, redis_url: str, tmp_path: Path) -> AsyncIterator[W
         "COGNI_EXECUTOR_DATABASE_URL": fleet.database.url,
         "COGNI_EXECUTOR_ADDRESS": "127.0.0.1:1",
         "COGNI_CONNECTIONS_ADDRESS": "127.0.0.1:1",
+        "COGNI_LEDGER_ADDRESS": "127.0.0.1:1",
         "COGNI_BROKER_URL": redis_url,
         "COGNI_SERVICE_KEY_FILE": str(tmp_path / "key"),
         "COGNI_GRAPHS_FILE": str(tmp_path / "langgraph.json"),

@@ -128,6 +128,30 @@ async def test_a_credential_reaches_the_tool_and_nothing_else(
         assert found[0][0] == 0, table
 
 
+async def test_what_a_tool_declares_not_to_be_shown_is_in_no_event_and_no_record(
+    fleet: Fleet, catalogue: Catalogue, graphs: Any
+) -> None:
+    run_id = await fleet.start("confiding", await fleet.grant("confide"), input=_asking("go"))
+    async with running(fleet, catalogue) as runner:
+        run = await runner.finished(run_id)
+
+    secret = graphs.CONFIDED
+    assert graphs.HAPPENED[f"confided {secret} to bea"] == 1, "the tool gets what was meant for it"
+    log = await fleet.events(run_id)
+    (invoked,) = [event.tool_invoked for event in log if event.HasField("tool_invoked")]
+    (finished,) = [event.tool_finished for event in log if event.HasField("tool_finished")]
+    assert dict(invoked.arguments) == {"secret": "[redacted]", "to": "bea"}
+    assert finished.output.string_value == "[redacted]"
+    assert run.state == "SUCCEEDED"
+    # What the graph itself keeps, it needs: its checkpoints, and the outcome for a repetition.
+    for table in ("run_events", "audit_records", "runs", "interrupts", "grants"):
+        found = await fleet.rows(
+            f"SELECT count(*) FROM {table} AS t WHERE t::text LIKE '%{secret}%'"
+            f" OR t::text LIKE '%' || encode('{secret}', 'hex') || '%'"
+        )
+        assert found[0][0] == 0, table
+
+
 async def test_without_a_connection_in_the_grant_nothing_is_leased(
     fleet: Fleet, catalogue: Catalogue, graphs: Any
 ) -> None:

@@ -101,3 +101,18 @@ def test_the_level_is_the_settings(root: logging.Logger) -> None:
 
     assert "quiet" not in stream.getvalue()
     assert "loud" in stream.getvalue()
+
+
+@pytest.mark.parametrize("name", ["httpx", "httpcore2.http11", "botocore.parsers"])
+def test_libraries_that_log_what_passes_through_them_are_kept_quiet(
+    root: logging.Logger, name: str
+) -> None:
+    stream = io.StringIO()
+    start_logs(TelemetrySettings(log_level="debug"), "ledger", stream)
+
+    logging.getLogger(name).debug("GET https://api.example.com/?key=hunter2")
+    logging.getLogger("httpx").info("GET https://api.example.com/?key=hunter2")
+    _log.debug("heard")
+
+    assert "hunter2" not in stream.getvalue()
+    assert "heard" in stream.getvalue()

@@ -1,10 +1,12 @@
 """The embedded PostgreSQL survives what happens to it and leaves nothing behind."""
 
+import contextlib
 import os
 import select
 import signal
 import socket
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import asyncpg
 import pytest
 
 from services.standalone.errors import StandaloneError
-from services.standalone.postgres import EmbeddedPostgres
+from services.standalone.postgres import START_ATTEMPTS_MAX, EmbeddedPostgres
 
 
 @pytest.fixture
@@ -64,6 +66,36 @@ async def test_it_recovers_after_kill_9_though_its_pid_file_names_a_living_proce
     url = cluster.start()
 
     assert await fetch(url, "SELECT value FROM kept") == 42
+
+
+async def test_it_waits_for_orphans_of_a_killed_server_that_are_slow_to_end(
+    cluster: EmbeddedPostgres,
+) -> None:
+    connection = await asyncpg.connect(cluster.start())
+    orphan: int = await connection.fetchval("SELECT pg_backend_pid()")
+    os.kill(orphan, signal.SIGSTOP)
+    assert cluster.process is not None
+    cluster.process.kill()
+    cluster.process.wait()
+    launched: list[int] = []
+    launch = cluster.launch
+
+    def launch_and_count() -> subprocess.Popen[bytes]:
+        launched.append(1)
+        if len(launched) > START_ATTEMPTS_MAX + 1:
+            os.kill(orphan, signal.SIGCONT)
+        return launch()
+
+    cluster.launch = launch_and_count  # type: ignore[method-assign, assignment]
+    try:
+        url = cluster.start()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(orphan, signal.SIGCONT)
+
+    assert await fetch(url, "SELECT 1") == 1
+    assert len(launched) > START_ATTEMPTS_MAX
+    connection.terminate()
 
 
 async def test_a_wrong_password_is_refused(cluster: EmbeddedPostgres) -> None:

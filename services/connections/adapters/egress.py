@@ -18,7 +18,7 @@ from typing import Any
 
 import httpcore2
 
-from services.connections.egress_rules import EgressRules, is_public
+from cogni.egress_rules import EgressRules, is_public
 from services.connections.providers.failures import FailureKind, ProviderError, answer_invalid
 from services.connections.providers.http import Answer, Request
 
@@ -123,9 +123,15 @@ class Egress:
         complaint = self._rules.complaint_about_url(request.url)
         if complaint is not None:
             raise _forbidden(f"The address {complaint}.")
+        if not request.url.isascii():
+            raise _forbidden("The address holds characters that no address has.")
+        if not all(value.isascii() for value in request.headers.values()):
+            raise answer_invalid("The credential does not fit into a header.", maybe_done=False)
         try:
             async with asyncio.timeout(self._limits.total.total_seconds()):
                 return await self._exchange(request)
+        except UnicodeError:
+            raise _forbidden("The address holds characters that no address has.") from None
         except ForbiddenAddressError:
             raise _forbidden("The name leads to a private or local address.") from None
         except (httpcore2.ConnectError, httpcore2.ConnectTimeout, httpcore2.PoolTimeout):

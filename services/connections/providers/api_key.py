@@ -7,13 +7,14 @@ from typing import ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from cogni.egress_rules import origin_of
 from services.connections.credential import ApiKeyCredential
-from services.connections.egress_rules import origin_of
 from services.connections.providers.provider import (
     LeaseWish,
     Material,
     Provider,
     ProviderSettings,
+    Verbatim,
 )
 from services.connections.secret import AuthKind
 
@@ -36,7 +37,7 @@ class ApiKeySettings(ProviderSettings):
         max_length=128,
         description="The header that carries the key; Authorization unless query_name is given.",
     )
-    header_prefix: str | None = Field(
+    header_prefix: Verbatim | None = Field(
         default=None,
         max_length=64,
         pattern=r"^[\x20-\x7e]*$",

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
+from cogni.egress_rules import origin_of
 from services.connections.credential import BlueskyCredential
-from services.connections.egress_rules import origin_of
 from services.connections.providers.failures import Cause, ProviderError, answer_invalid, rejected
 from services.connections.providers.http import (
     Answer,
@@ -27,6 +27,7 @@ from services.connections.providers.http import (
     post_json,
     raise_for_trouble,
     text_field,
+    token_field,
 )
 from services.connections.providers.provider import (
     LeaseWish,
@@ -114,7 +115,7 @@ def _session(answer: Answer, now: datetime, *, refusal: str) -> Session:
     content = json_object(answer, who=_WHO)
     if answer.status != 200:
         raise _refusal(answer.status, optional_text(content, "error"), refusal)
-    access_jwt = text_field(content, "accessJwt", who=_WHO)
+    access_jwt = token_field(content, "accessJwt", who=_WHO)
     did = text_field(content, "did", who=_WHO)
     if not did.startswith("did:"):
         raise answer_invalid(f"{_WHO} answered with a 'did' that is none.")
@@ -123,7 +124,7 @@ def _session(answer: Answer, now: datetime, *, refusal: str) -> Session:
     return Session(
         values={
             "access_jwt": access_jwt,
-            "refresh_jwt": text_field(content, "refreshJwt", who=_WHO),
+            "refresh_jwt": token_field(content, "refreshJwt", who=_WHO),
         },
         expire_time=_expiry(access_jwt, now),
         account_id=did,

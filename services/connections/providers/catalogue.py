@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from services.connections.providers.api_key import API_KEY
 from services.connections.providers.bluesky import BLUESKY
 from services.connections.providers.github_app import github_app
+from services.connections.providers.github_installations import AppKey
 from services.connections.providers.github_oauth import github_oauth
 from services.connections.providers.mcp import MCP
 from services.connections.providers.oauth import OAuthClient
@@ -21,7 +22,7 @@ _SERVER_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 def built_in(
     oauth_clients: Mapping[str, OAuthClient] | None = None,
-    github_keys: Mapping[str, str] | None = None,
+    github_keys: Mapping[str, AppKey] | None = None,
 ) -> tuple[Provider, ...]:
     """Every provider, with what the operator configured for them."""
     clients = oauth_clients or {}

@@ -10,143 +10,95 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar
+from typing import Any
 
-import jwt
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from services.connections.credential import BearerCredential
-from services.connections.egress_rules import origin_of
-from services.connections.providers.failures import (
-    Cause,
-    FailureKind,
-    ProviderError,
-    answer_invalid,
-    rejected,
+from services.connections.providers.failures import Cause, answer_invalid, rejected
+from services.connections.providers.github_installations import (
+    PERMISSION,
+    WHO,
+    AppKey,
+    AppKeys,
+    GitHubAppKeySettings,
+    GitHubInstallations,
+    raise_for_limits,
+    raise_for_refusal,
+    scopes_of,
 )
 from services.connections.providers.http import (
     Answer,
     Http,
     get,
     json_object,
+    optional_text,
     post_json,
     raise_for_trouble,
-    retry_after,
     text_field,
+    token_field,
 )
 from services.connections.providers.provider import (
     LeaseWish,
     Material,
     Provider,
-    ProviderSettings,
     RefreshPolicy,
 )
 from services.connections.secret import AuthKind, Session
 
-_WHO = "GitHub"
-# GitHub refuses app tokens of more than ten minutes, and clocks differ.
-_JWT_LIFETIME = timedelta(minutes=9)
-_CLOCK_SKEW = timedelta(minutes=1)
 _LEVELS = ("read", "write", "admin")
-_PERMISSION = re.compile(r"(?P<name>[a-z_]{1,64}):(?P<level>read|write|admin)")
 _REPOSITORY = re.compile(r"[A-Za-z0-9-]{1,39}/(?P<name>[A-Za-z0-9._-]{1,100})")
 
 
-class GitHubAppSettings(ProviderSettings):
+class GitHubAppSettings(GitHubAppKeySettings):
     """Which app, which installation, and which of the operator's keys."""
 
-    secret_bound: ClassVar[frozenset[str]] = frozenset()
-
-    app_id: str = Field(
-        pattern=r"^[A-Za-z0-9._-]{1,64}$", description="The app's id, or its client id."
-    )
     installation_id: str = Field(
-        pattern=r"^[0-9]{1,20}$", description="The installation, from its settings page's address."
+        pattern=r"^[0-9]{1,20}$", description="The installation: ListInstallations has its id."
     )
-    private_key: str = Field(
-        pattern=r"^[A-Za-z0-9._-]{1,63}$",
-        description="The name of the app's private key among the operator's keys.",
-    )
-    api_url: str = Field(
-        default="https://api.github.com",
-        max_length=512,
-        description="GitHub's API; another for GitHub Enterprise Server.",
-    )
-
-    @field_validator("api_url")
-    @classmethod
-    def _is_a_url(cls, value: str) -> str:
-        origin_of(value)
-        return value.rstrip("/")
-
-    def urls(self) -> dict[str, str]:
-        """The API."""
-        return {"api_url": self.api_url}
 
 
 class GitHubAppSessions:
     """Installation access tokens: minted, never refreshed."""
 
-    def __init__(self, private_keys: Mapping[str, str]) -> None:
-        """`private_keys` are PEM texts by name."""
-        self._private_keys = private_keys
-        self._parsed: dict[str, RSAPrivateKey] = {}
+    def __init__(self, keys: AppKeys, installations: GitHubInstallations) -> None:
+        self._keys = keys
+        self._installations = installations
 
     async def begin(self, material: Material, http: Http, now: datetime) -> Session:
-        """Mint a token with everything the installation has."""
-        return await self._mint(material, {}, http, now)
+        """Mint a token with everything the installation has.
+
+        GitHub is asked about the installation first, so that its account's name, and that it was
+        suspended or removed, are known here as they are there.
+        """
+        settings: GitHubAppSettings = material.settings
+        found = await self._installations.get(settings, settings.installation_id, http, now)
+        session = await self._mint(material, LeaseWish(), http, now)
+        return replace(session, account_name=found.account_name or session.account_name)
 
     async def renew(self, material: Material, http: Http, now: datetime) -> Session:
         """Mint the next one."""
-        return await self._mint(material, {}, http, now)
+        return await self.begin(material, http, now)
 
     async def narrow(
         self, material: Material, wish: LeaseWish, http: Http, now: datetime
     ) -> Session:
         """Mint a token that can do what a tool asked for and no more."""
-        return await self._mint(material, narrowed(wish), http, now)
+        return await self._mint(material, wish, http, now)
 
     async def _mint(
-        self, material: Material, body: Mapping[str, Any], http: Http, now: datetime
+        self, material: Material, wish: LeaseWish, http: Http, now: datetime
     ) -> Session:
+        body = narrowed(wish)
         settings: GitHubAppSettings = material.settings
         url = f"{settings.api_url}/app/installations/{settings.installation_id}/access_tokens"
-        answer = await http.send(post_json(url, body, bearer=self._app_token(settings, now)))
-        return _session(answer, settings, now)
-
-    def _app_token(self, settings: GitHubAppSettings, now: datetime) -> str:
-        if settings.private_key not in self._private_keys:
-            raise answer_invalid(
-                f"The operator has no private key named {settings.private_key!r}.",
-                maybe_done=False,
-            )
-        claims = {
-            "iat": int((now - _CLOCK_SKEW).timestamp()),
-            "exp": int((now + _JWT_LIFETIME - _CLOCK_SKEW).timestamp()),
-            "iss": settings.app_id,
-        }
-        try:
-            return jwt.encode(claims, self._key(settings.private_key), algorithm="RS256")
-        except (jwt.PyJWTError, UnsupportedAlgorithm, ValueError, TypeError):
-            raise answer_invalid(
-                f"The private key {settings.private_key!r} is not an RSA key in PEM.",
-                maybe_done=False,
-            ) from None
-
-    def _key(self, name: str) -> RSAPrivateKey:
-        """Raises ValueError, TypeError or UnsupportedAlgorithm when it is no RSA key in PEM."""
-        # Parsed once for all leases: checking an RSA key's numbers takes tens of milliseconds,
-        # in which the server does nothing else.
-        if name not in self._parsed:
-            key = load_pem_private_key(self._private_keys[name].encode(), password=None)
-            if not isinstance(key, RSAPrivateKey):
-                raise TypeError(f"{type(key).__name__} is no RSA key")
-            self._parsed[name] = key
-        return self._parsed[name]
+        proof = self._keys.proof(settings, now)
+        answer = await http.send(post_json(url, body, bearer=proof))
+        session = _session(answer, settings, now)
+        _check_repositories(json_object(answer, who=WHO), wish.resources)
+        return session
 
 
 def narrowed(wish: LeaseWish) -> dict[str, Any]:
@@ -155,7 +107,7 @@ def narrowed(wish: LeaseWish) -> dict[str, Any]:
     if wish.scopes:
         permissions: dict[str, str] = {}
         for scope in wish.scopes:
-            match = _PERMISSION.fullmatch(scope)
+            match = PERMISSION.fullmatch(scope)
             if match is None:
                 raise rejected(f"{scope!r} is no permission like issues:write.")
             permissions[match["name"]] = match["level"]
@@ -176,68 +128,62 @@ def missing_permissions(granted: tuple[str, ...], wanted: tuple[str, ...]) -> li
     held = {
         match["name"]: _LEVELS.index(match["level"])
         for scope in granted
-        if (match := _PERMISSION.fullmatch(scope))
+        if (match := PERMISSION.fullmatch(scope))
     }
     return sorted(
         scope
         for scope in wanted
-        if (match := _PERMISSION.fullmatch(scope)) is None
+        if (match := PERMISSION.fullmatch(scope)) is None
         or held.get(match["name"], -1) < _LEVELS.index(match["level"])
     )
 
 
 def _session(answer: Answer, settings: GitHubAppSettings, now: datetime) -> Session:
-    if answer.status == 403 and answer.headers.get("x-ratelimit-remaining") == "0":
-        raise ProviderError(
-            FailureKind.RATE_LIMITED,
-            "GitHub limits how often this may be done.",
-            retry_after=retry_after(answer, now=now),
-        )
-    raise_for_trouble(answer, who=_WHO, now=now)
-    content = json_object(answer, who=_WHO)
-    if answer.status == 401:
-        raise answer_invalid(
-            "GitHub refuses the app's key; check app_id and private key.", maybe_done=False
-        )
-    if answer.status in (403, 404):
-        raise rejected(
-            "GitHub knows no such installation of the app, or it is suspended.",
-            Cause.WITHDRAWN_AT_PROVIDER,
-        )
+    raise_for_limits(answer, now)
+    content = json_object(answer, who=WHO)
+    raise_for_refusal(answer)
     if answer.status == 422:
         raise rejected("The installation lacks a repository or permission that was asked for.")
     if answer.status != 201:
         raise answer_invalid(f"GitHub answered {answer.status}.")
-    permissions = content.get("permissions")
-    scopes = (
-        tuple(sorted(f"{name}:{level}" for name, level in permissions.items()))
-        if isinstance(permissions, dict)
-        else ()
-    )
     return Session(
-        {"access_token": text_field(content, "token", who=_WHO)},
-        _expiry(text_field(content, "expires_at", who=_WHO), now),
-        scopes=scopes,
+        {"access_token": token_field(content, "token", who=WHO)},
+        _expiry(text_field(content, "expires_at", who=WHO), now),
+        scopes=scopes_of(content.get("permissions")),
         account_id=settings.installation_id,
         account_name=f"installation {settings.installation_id}",
     )
 
 
+def _check_repositories(content: Mapping[str, Any], wanted: tuple[str, ...]) -> None:
+    """GitHub is given names without their owner: what it gives must be the owner's that was meant.
+
+    Raises ProviderError.
+    """
+    if not wanted:
+        return
+    given = content.get("repositories")
+    given = given if isinstance(given, list) else []
+    names = {optional_text(each, "full_name").lower() for each in given if isinstance(each, dict)}
+    if names != {each.lower() for each in wanted}:
+        raise rejected(f"The installation does not reach {', '.join(wanted)}.")
+
+
 def _expiry(stated: str, now: datetime) -> datetime:
     try:
         moment = datetime.fromisoformat(stated)
-    except ValueError as error:
+        moment = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
         raise answer_invalid("GitHub answered with an 'expires_at' that is no time.") from error
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return min(max(moment.astimezone(UTC), now), now + timedelta(hours=1))
+    return min(max(moment, now), now + timedelta(hours=1))
 
 
 async def _probe(material: Material, http: Http, now: datetime) -> str:
     assert material.session is not None
     url = f"{material.settings.api_url}/installation/repositories?per_page=1"
     answer = await http.send(get(url, bearer=material.session.values["access_token"]))
-    raise_for_trouble(answer, who=_WHO, now=now)
-    content = json_object(answer, who=_WHO)
+    raise_for_trouble(answer, who=WHO, now=now)
+    content = json_object(answer, who=WHO)
     if answer.status != 200:
         raise rejected("GitHub no longer honours this token.", Cause.WITHDRAWN_AT_PROVIDER)
     count = content.get("total_count")
@@ -249,9 +195,11 @@ def _lend(material: Material, wish: LeaseWish) -> BearerCredential:
     return BearerCredential(material.session.values["access_token"], material.settings.api_url)
 
 
-def github_app(private_keys: Mapping[str, str]) -> Provider:
+def github_app(app_keys: Mapping[str, AppKey]) -> Provider:
     """GitHub Apps whose private keys the operator has given."""
-    sessions = GitHubAppSessions(private_keys)
+    keys = AppKeys(app_keys)
+    installations = GitHubInstallations(keys)
+    sessions = GitHubAppSessions(keys, installations)
     return Provider(
         id="github_app",
         display_name="GitHub App",
@@ -270,5 +218,7 @@ def github_app(private_keys: Mapping[str, str]) -> Provider:
         probe=_probe,
         credential_lifetime=timedelta(hours=1),
         supports_downscoping=True,
-        configured=bool(private_keys),
+        configured=bool(app_keys),
+        installations=installations,
+        check_tenant=keys.check_tenant,
     )

@@ -2,14 +2,23 @@
 
 https://docs.github.com/en/apps/creating-github-apps/authenticating-with-a-github-app/
 refreshing-user-access-tokens: 8 hours, refresh tokens 6 months and once. What such a token may do
-is the app's permissions, so there are no scopes to ask for.
+is the app's permissions, so there are no scopes to ask for; but it can be exchanged for one that is
+cut down to permissions and repositories of one account:
+https://docs.github.com/en/rest/apps/apps#create-a-scoped-access-token
 """
 
 from __future__ import annotations
 
-from datetime import timedelta
+import base64
+import json
+from dataclasses import replace
+from datetime import datetime, timedelta
 
 from services.connections.credential import BearerCredential
+from services.connections.providers.failures import answer_invalid, rejected
+from services.connections.providers.github_app import narrowed
+from services.connections.providers.github_installations import WHO, raise_for_limits
+from services.connections.providers.http import Http, Request, json_object, token_field
 from services.connections.providers.oauth import OAuth, OAuthClient, OAuthServer
 from services.connections.providers.provider import (
     LeaseWish,
@@ -18,7 +27,7 @@ from services.connections.providers.provider import (
     ProviderSettings,
     RefreshPolicy,
 )
-from services.connections.secret import AuthKind
+from services.connections.secret import AuthKind, Session
 
 GITHUB_API = "https://api.github.com"
 
@@ -32,7 +41,55 @@ def _lend(material: Material, wish: LeaseWish) -> BearerCredential:
     return BearerCredential(material.session.values["access_token"], GITHUB_API)
 
 
-def github_oauth(client: OAuthClient | None, *, site: str = "https://github.com") -> Provider:
+class ScopedTokens:
+    """A person's tokens, cut down."""
+
+    def __init__(self, client: OAuthClient, api: str) -> None:
+        self._client = client
+        self._api = api
+
+    async def narrow(
+        self, material: Material, wish: LeaseWish, http: Http, now: datetime
+    ) -> Session:
+        """Exchange the token for one that can do what a tool asked for and no more. Without a
+        repository there is no account to cut it down to: then it is as it is."""
+        assert material.session is not None
+        body = narrowed(wish)
+        owners = {each.partition("/")[0] for each in wish.resources}
+        if not owners:
+            return material.session
+        if len(owners) > 1:
+            raise rejected("A person's token is cut down to one account's repositories.")
+        token = material.session.values["access_token"]
+        content = json.dumps({**body, "access_token": token, "target": owners.pop()})
+        url = f"{self._api}/applications/{self._client.client_id}/token/scoped"
+        answer = await http.send(Request("POST", url, self._headers(), content.encode()))
+        raise_for_limits(answer, now)
+        given = json_object(answer, who=WHO)
+        if answer.status in (403, 404, 422):
+            raise rejected("The person's token does not reach that repository, or may not do that.")
+        if answer.status != 200:
+            raise answer_invalid(f"GitHub answered {answer.status}.")
+        values = {"access_token": token_field(given, "token", who=WHO)}
+        return replace(material.session, values=values, scopes=wish.scopes)
+
+    def _headers(self) -> dict[str, str]:
+        pair = f"{self._client.client_id}:{self._client.client_secret}"
+        return {
+            "accept": "application/json",
+            "content-type": "application/json",
+            "authorization": f"Basic {base64.b64encode(pair.encode()).decode()}",
+        }
+
+
+def _whatever_the_app_may(granted: tuple[str, ...], wanted: tuple[str, ...]) -> list[str]:
+    # GitHub does not tell what a person's token may do; it refuses when it is cut down or used.
+    return []
+
+
+def github_oauth(
+    client: OAuthClient | None, *, site: str = "https://github.com", api: str = GITHUB_API
+) -> Provider:
     """GitHub with the operator's app; not configured without one."""
     server = OAuthServer(
         authorization_endpoint=f"{site}/login/oauth/authorize",
@@ -55,6 +112,9 @@ def github_oauth(client: OAuthClient | None, *, site: str = "https://github.com"
         refresh_policy=RefreshPolicy.STRICT,
         sessions=oauth,
         oauth=oauth,
+        narrow=ScopedTokens(client, api).narrow if client else None,
+        missing_scopes=_whatever_the_app_may,
+        supports_downscoping=True,
         renew_before=timedelta(minutes=20),
         credential_lifetime=timedelta(hours=8),
         configured=client is not None,

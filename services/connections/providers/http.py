@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -17,7 +18,13 @@ from services.connections.providers.failures import (
 )
 
 JSON_DEPTH_MAX = 32
-_TEXT_LENGTH_MAX = 64 * 1024
+_TEXT_LENGTH_MAX = 4096
+_TOKEN_LENGTH_MAX = 16 * 1024
+# RFC 6749 Appendix A: what tokens are made of, and what a header can carry.
+_TOKEN = re.compile(r"[\x20-\x7e]+")
+# The media types that an answer in place of JSON usually has; others are not repeated, because a
+# provider's answer may hold what it was sent.
+_KNOWN_TYPES = ("text/html", "text/plain", "application/xml", "text/xml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +95,11 @@ def json_object(answer: Answer, *, who: str) -> dict[str, Any]:
     try:
         content = json.loads(answer.body)
     except (ValueError, RecursionError) as error:
-        kind = answer.headers.get("content-type", "nothing in particular").split(";")[0][:40]
+        kind = answer.headers.get("content-type", "").split(";")[0].strip().lower()
+        named = kind if kind in _KNOWN_TYPES else "something else"
         raise answer_invalid(
-            f"{who} answered {answer.status} with {kind or 'nothing'} instead of JSON; "
-            "check that the URL is its API."
+            f"{who} answered {answer.status} with {named if answer.body else 'nothing'} instead "
+            "of JSON; check that the URL is its API."
         ) from error
     if not isinstance(content, dict):
         raise answer_invalid(f"{who} answered with JSON that is no object.")
@@ -100,17 +108,39 @@ def json_object(answer: Answer, *, who: str) -> dict[str, Any]:
 
 def text_field(content: Mapping[str, Any], name: str, *, who: str) -> str:
     """A required text of the answer. Raises ProviderError when missing, empty or oversized."""
-    value = content.get(name)
-    if not isinstance(value, str) or not 0 < len(value) <= _TEXT_LENGTH_MAX or "\x00" in value:
+    value = optional_text(content, name)
+    if not value:
         raise answer_invalid(f"{who} answered without a usable {name!r}.")
     return value
 
 
 def optional_text(content: Mapping[str, Any], name: str) -> str:
-    """A text of the answer, or "" when it is missing or unusable."""
+    """A text of the answer, or "" when it is missing or unusable: oversized, with control
+    characters, or with the lone surrogates that JSON can spell and nothing can store."""
     value = content.get(name)
-    usable = isinstance(value, str) and len(value) <= _TEXT_LENGTH_MAX and "\x00" not in value
-    return str(value) if usable else ""
+    if not isinstance(value, str) or len(value) > _TEXT_LENGTH_MAX or not value.isprintable():
+        return ""
+    return value
+
+
+def token_field(content: Mapping[str, Any], name: str, *, who: str) -> str:
+    """A required token. Raises ProviderError when it is missing or no header could carry it."""
+    value = optional_token(content, name, who=who)
+    if not value:
+        raise answer_invalid(f"{who} answered without a usable {name!r}.")
+    return value
+
+
+def optional_token(content: Mapping[str, Any], name: str, *, who: str) -> str:
+    """A token, or "" when there is none. Raises ProviderError for one that cannot be used: to go
+    on without it would lose a rotating token silently."""
+    value = content.get(name)
+    if value is None or value == "":
+        return ""
+    usable = isinstance(value, str) and len(value) <= _TOKEN_LENGTH_MAX and _TOKEN.fullmatch(value)
+    if not usable:
+        raise answer_invalid(f"{who} answered without a usable {name!r}.")
+    return str(value)
 
 
 def retry_after(answer: Answer, *, now: datetime) -> timedelta | None:
@@ -121,10 +151,10 @@ def retry_after(answer: Answer, *, now: datetime) -> timedelta | None:
     if header:
         try:
             moment = parsedate_to_datetime(header)
-        except ValueError:
+            moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+            return max(moment - now, timedelta(seconds=1))
+        except (ValueError, OverflowError):
             return None
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        return max(moment - now, timedelta(seconds=1))
     for name in ("ratelimit-reset", "x-ratelimit-reset", "x-rate-limit-reset"):
         reset = answer.headers.get(name, "")
         if reset.isdecimal() and len(reset) <= 11:

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from datetime import datetime
 from typing import ClassVar
 
 from pydantic import Field, field_validator
 
+from cogni.egress_rules import origin_of
+from cogni.mcp.definition import ToolDefinition
+from cogni.mcp.session import Incoming, McpError, Outgoing, Session
 from services.connections.credential import McpServerCredential
-from services.connections.egress_rules import origin_of
+from services.connections.providers.failures import (
+    FailureKind,
+    ProviderError,
+    answer_invalid,
+    rejected,
+)
+from services.connections.providers.http import Http, Request, raise_for_trouble
 from services.connections.providers.provider import (
     LeaseWish,
     Material,
     Provider,
     ProviderSettings,
+    Verbatim,
 )
 from services.connections.secret import AuthKind
+
+#: How long a server may take over all pages of its list.
+LIST_SECONDS_MAX = 20.0
+
+_WHO = "The MCP server"
 
 
 class McpSettings(ProviderSettings):
@@ -28,7 +46,7 @@ class McpSettings(ProviderSettings):
         pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}$",
         description="The header that carries the key.",
     )
-    header_prefix: str = Field(
+    header_prefix: Verbatim = Field(
         default="Bearer ",
         max_length=64,
         pattern=r"^[\x20-\x7e]*$",
@@ -48,11 +66,43 @@ class McpSettings(ProviderSettings):
 
 def _lend(material: Material, wish: LeaseWish) -> McpServerCredential:
     settings: McpSettings = material.settings
-    headers = {}
-    if material.secret is not None:
-        key = material.secret.values["key"]
-        headers[settings.header_name] = f"{settings.header_prefix}{key}"
-    return McpServerCredential(settings.server_url, headers)
+    if material.secret is None:
+        return McpServerCredential(settings.server_url, {})
+    key = material.secret.values["key"]
+    headers = {settings.header_name: f"{settings.header_prefix}{key}"}
+    return McpServerCredential(settings.server_url, headers, key)
+
+
+async def list_tools(material: Material, http: Http, now: datetime) -> list[ToolDefinition]:
+    """The tools of the server, as it defines them now. Raises ProviderError."""
+    credential = _lend(material, LeaseWish())
+
+    async def send(outgoing: Outgoing) -> Incoming:
+        ours = {name.lower(): value for name, value in credential.headers.items()}
+        # The protocol's headers win: a connection's settings cannot speak for us.
+        headers = ours | dict(outgoing.headers)
+        answer = await http.send(
+            Request(outgoing.method, credential.server_url, headers, outgoing.body)
+        )
+        if answer.status in (401, 403):
+            raise rejected(f"{_WHO} does not take the stored key (HTTP {answer.status}).")
+        raise_for_trouble(answer, who=_WHO, now=now)
+        return Incoming(answer.status, answer.headers, answer.body)
+
+    session = Session()
+    try:
+        async with asyncio.timeout(LIST_SECONDS_MAX):
+            await session.begin(send)
+            tools = await session.tools(send)
+    except TimeoutError:
+        raise ProviderError(
+            FailureKind.UNAVAILABLE, f"{_WHO} takes too long to list its tools."
+        ) from None
+    except McpError as error:
+        raise answer_invalid(str(error)) from error
+    with contextlib.suppress(ProviderError):
+        await session.end(send)
+    return tools
 
 
 MCP = Provider(

@@ -25,9 +25,10 @@ from services.connections.providers.http import (
     Request,
     json_object,
     optional_text,
+    optional_token,
     post_form,
     raise_for_trouble,
-    text_field,
+    token_field,
 )
 from services.connections.providers.provider import (
     AuthorizationAsk,
@@ -45,6 +46,7 @@ _LIFETIME_ASSUMED = timedelta(hours=1)
 # The grant is over. GitHub answers its own names, and with 200.
 _DEAD_GRANT = {"invalid_grant", "bad_refresh_token", "bad_verification_code", "expired_token"}
 _BAD_CLIENT = {"invalid_client", "unauthorized_client", "incorrect_client_credentials"}
+_OTHER_ERRORS = {"invalid_request", "unsupported_grant_type", "invalid_target"}
 _BUSY = {"temporarily_unavailable", "server_error", "slow_down"}
 
 
@@ -168,11 +170,11 @@ def _session(answer: Answer, server: OAuthServer, before: Session | None, now: d
     error = optional_text(content, "error")
     if error or answer.status != 200:
         raise _refusal(answer.status, error)
-    access_token = text_field(content, "access_token", who=_WHO)
+    access_token = token_field(content, "access_token", who=_WHO)
     token_type = optional_text(content, "token_type") or "bearer"
     if token_type.lower() != "bearer":
-        raise answer_invalid(f"{_WHO} gives {token_type[:40]!r} tokens; only bearer can be used.")
-    refresh_token = optional_text(content, "refresh_token")
+        raise answer_invalid(f"{_WHO} gives tokens that are not bearer tokens; no others work.")
+    refresh_token = optional_token(content, "refresh_token", who=_WHO)
     scope = optional_text(content, "scope")
     if before is not None:
         # RFC 6749 §6: what a refresh leaves out stays as it was.
@@ -212,4 +214,6 @@ def _refusal(status: int, error: str) -> ProviderError:
         return ProviderError(FailureKind.UNAVAILABLE, f"{_WHO} is busy.", maybe_done=True)
     if error in ("invalid_scope", "access_denied"):
         return rejected(f"{_WHO} refused: {error}.")
-    return answer_invalid(f"{_WHO} answered {status} {error[:60]!r}.")
+    # An unknown code is not repeated: an answer may hold what was sent.
+    named = error if error in _OTHER_ERRORS else "an error of its own"
+    return answer_invalid(f"{_WHO} answered {status} with {named}.")

@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from cogni.egress_rules import origin_of
 from services.connections.credential import BearerCredential
-from services.connections.egress_rules import origin_of
 from services.connections.providers.oauth import ClientAuth, OAuth, OAuthServer
 from services.connections.providers.provider import (
     LeaseWish,

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
+from cogni.egress_rules import EgressRules
 from services.connections.credential import Credential
-from services.connections.egress_rules import EgressRules
+from services.connections.installation import Installation
 from services.connections.providers.http import Http
 from services.connections.secret import AuthKind, Secret, Session
 from services.runtime.errors import ErrorKind, ServiceError, Violation
@@ -25,6 +26,10 @@ class RefreshPolicy(StrEnum):
     REUSABLE = "REUSABLE"
     GRACE = "GRACE"
     STRICT = "STRICT"
+
+
+#: A text whose spaces count, "Bearer " for example: settings lose those at their ends otherwise.
+Verbatim = Annotated[str, StringConstraints(strip_whitespace=False)]
 
 
 class ProviderSettings(BaseModel):
@@ -96,6 +101,22 @@ class Narrow(Protocol):
     ) -> Session:
         """Raises ProviderError."""
         ...
+
+
+class Installations(Protocol):
+    """Where an app of the provider is installed, where apps are."""
+
+    settings: type[ProviderSettings]
+
+    async def page(
+        self, settings: Any, number: int, size: int, http: Http, now: datetime
+    ) -> tuple[list[Installation], bool]:
+        """A page, counted from 1, and whether there is another. Raises ProviderError."""
+        ...
+
+
+def _every_tenant(tenant_id: str, settings: Any) -> None:
+    """What the operator configured is for every tenant."""
 
 
 #: Which of the wanted scopes the granted ones do not cover: (granted, wanted) -> missing, sorted.
@@ -196,6 +217,9 @@ class Provider:
     oauth: OAuthFlow | None = None
     narrow: Narrow | None = None
     missing_scopes: MissingScopes = _set_difference
+    installations: Installations | None = None
+    #: Raises ServiceError when the operator keeps what the settings name for other tenants.
+    check_tenant: Callable[[str, Any], None] = _every_tenant
     renew_before: timedelta = timedelta(minutes=5)
     lease_before: timedelta = timedelta(seconds=30)
     credential_lifetime: timedelta | None = None
@@ -206,6 +230,11 @@ class Provider:
     def settings_schema(self) -> dict[str, Any]:
         """JSON Schema of the settings."""
         return self.settings.model_json_schema()
+
+    @property
+    def renews_by_itself(self) -> bool:
+        """Whether a session can be made anew at any time, from what the operator keeps."""
+        return self.refresh_policy is RefreshPolicy.REMINT
 
     def check_configured(self) -> None:
         """Raise PROVIDER_NOT_CONFIGURED while the operator has not given what it needs."""
@@ -224,9 +253,20 @@ class Provider:
             return self.settings.model_validate(values)
         except ValidationError as error:
             return [
-                Violation(".".join(("settings", *(str(part) for part in each["loc"]))), each["msg"])
+                Violation(
+                    ".".join(("settings", *(str(part) for part in each["loc"]))),
+                    self._complaint_about_setting(each["type"], each["msg"]),
+                )
                 for each in error.errors(include_input=False, include_url=False)
             ]
+
+    def _complaint_about_setting(self, kind: str, message: str) -> str:
+        """What pydantic found, in the words of the other violations."""
+        if kind == "extra_forbidden":
+            names = ", ".join(self.settings.model_fields) or "none"
+            return f"is no setting of {self.id}; it has: {names}"
+        known = _SETTING_COMPLAINTS.get(kind)
+        return known or message.removeprefix("Value error, ").replace("String should", "must", 1)
 
     def secret_violations(self, secret: Secret | None) -> list[Violation]:
         """Everything that is wrong with a secret for this provider."""
@@ -243,6 +283,7 @@ class Provider:
             for name, length in (*rule.required.items(), *rule.optional.items())
             if (value := secret.values.get(name, "")) or name in rule.required
             if (complaint := _complaint(value, length))
+            or (complaint := _header_complaint(secret.kind, value))
         ]
         if secret.kind is AuthKind.OAUTH2 and not (
             secret.values.get("access_token") or secret.values.get("refresh_token")
@@ -276,14 +317,30 @@ class Provider:
         ]
 
     def _kinds(self) -> str:
-        return " or ".join(kind.value.lower() for kind in self.auth_kinds)
+        named = [_SECRET_FIELDS[kind] for kind in self.auth_kinds if kind in _SECRET_FIELDS]
+        known = " or ".join(f"secret.{each}" for each in named) or "none"
+        return f"{known}, or BeginAuthorization without one" if self.oauth else known
 
+
+_SETTING_COMPLAINTS: Mapping[str, str] = {
+    "missing": "is required",
+    "string_type": "must be a text",
+    "tuple_type": "must be a list",
+    "model_type": "must be an object",
+}
 
 _SECRET_FIELDS: Mapping[AuthKind, str] = {
     AuthKind.API_KEY: "api_key",
     AuthKind.APP_PASSWORD: "app_password",
     AuthKind.OAUTH2: "oauth_tokens",
 }
+
+
+def _header_complaint(kind: AuthKind, value: str) -> str | None:
+    # Keys and tokens travel in headers; passwords and client secrets are encoded first.
+    if kind in (AuthKind.API_KEY, AuthKind.OAUTH2) and not value.isascii():
+        return "must be ASCII: no header could carry it"
+    return None
 
 
 def _complaint(value: str, length_max: int) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,6 +139,16 @@ async def list_newest_first(
     rows = (await tx.execute(query)).mappings().all()
     given = await _consents(tx, tenant_id, [row["connection_id"] for row in rows])
     return [connection_of(row, given.get(row["connection_id"], ())) for row in rows]
+
+
+async def by_setting(
+    tx: AsyncConnection, tenant_id: str, provider: str, name: str, values: Sequence[str]
+) -> list[Connection]:
+    """The provider's connections of which one setting has one of these values, oldest first."""
+    query = _filtered(select(connections), tenant_id, ConnectionFilter(provider=provider))
+    query = query.where(connections.c.settings[name].astext.in_(values))
+    rows = (await tx.execute(query.order_by(connections.c.connection_id))).mappings().all()
+    return [connection_of(row, ()) for row in rows]
 
 
 async def change(

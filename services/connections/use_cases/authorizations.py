@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from cogni.egress_rules import EgressRules
 from services.connections.access_log import Action, Decision, Entry
 from services.connections.authorization import (
     Authorization,
@@ -24,7 +25,6 @@ from services.connections.connection import (
     check_may_change,
     check_not_revoked,
 )
-from services.connections.egress_rules import EgressRules
 from services.connections.providers.catalogue import Catalogue
 from services.connections.providers.failures import ProviderError
 from services.connections.providers.http import Http

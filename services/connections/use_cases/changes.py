@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from cogni.egress_rules import EgressRules
 from services.connections.access_log import Action, Decision
 from services.connections.callers import entry_by
 from services.connections.connection import (
@@ -19,7 +20,6 @@ from services.connections.connection import (
     check_not_revoked,
 )
 from services.connections.connection_requests import UpdateWanted
-from services.connections.egress_rules import EgressRules
 from services.connections.providers.catalogue import Catalogue
 from services.connections.providers.failures import ProviderError
 from services.connections.providers.http import Http
@@ -106,6 +106,7 @@ class Changes:
         violations += provider.url_violations(settings, self._egress_rules)
         if violations:
             raise invalid(*violations)
+        provider.check_tenant(before.tenant_id, settings)
         return settings
 
     async def _tried(

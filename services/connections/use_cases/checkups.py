@@ -13,6 +13,7 @@ from services.connections.connection import (
     Connection,
     check_may_change,
     check_not_revoked,
+    check_renewable,
     check_usable,
 )
 from services.connections.providers.catalogue import Catalogue
@@ -77,13 +78,14 @@ class Checkups:
         connection, stored = await self._read(caller.tenant_id, connection_id)
         check_may_change(connection, caller.owner, caller.scopes)
         check_not_revoked(connection)
-        if self._catalogue.get(connection.provider).sessions is None:
+        provider = self._catalogue.get(connection.provider)
+        if provider.sessions is None:
             raise ServiceError(
                 ErrorKind.FAILED_PRECONDITION,
                 "REFRESH_NOT_SUPPORTED",
                 "There is nothing to renew: this credential works until it is withdrawn.",
             )
-        check_usable(connection)
+        check_renewable(connection, by_itself=provider.renews_by_itself)
         if not force and not _due(stored):
             return connection, False
         await self._sessions.renew(caller.tenant_id, connection_id, stored.session_generation)
@@ -169,7 +171,8 @@ class Checkups:
                     reason=failed.reason if failed else "",
                 ),
             )
-        missing = tuple(sorted(set(required_scopes) - set(connection.scopes)))
+        provider = self._catalogue.get(connection.provider)
+        missing = tuple(provider.missing_scopes(connection.scopes, required_scopes))
         return Checkup(checks, missing, connection)
 
 

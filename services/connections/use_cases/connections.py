@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
+from cogni.egress_rules import EgressRules
 from services.connections.access_log import Action, Decision
 from services.connections.callers import entry_by
 from services.connections.connection import Connection, check_etag, check_may_change
 from services.connections.connection_requests import ConnectionFilter, CreateWanted
-from services.connections.egress_rules import EgressRules
 from services.connections.providers.catalogue import Catalogue
 from services.connections.providers.failures import ProviderError
 from services.connections.providers.http import Http
@@ -37,6 +37,7 @@ from services.runtime.ids import new_id
 from services.runtime.paging import decode_page_token, encode_page_token, page_limit
 
 CONNECTIONS_PER_TENANT_MAX = 10_000
+DISPLAY_NAME_LENGTH_MAX = 200
 
 
 class Connections:
@@ -60,7 +61,7 @@ class Connections:
         """Check, seal and store; the same connection for a repeated request."""
         provider = self._catalogue.get(wanted.provider)
         provider.check_configured()
-        settings = self._checked(provider, wanted)
+        settings = self._checked(caller.tenant_id, provider, wanted)
         repeated = await self._repeated(caller, wanted)
         if repeated is not None:
             return repeated
@@ -128,7 +129,9 @@ class Connections:
             )
         return ended
 
-    def _checked(self, provider: Provider, wanted: CreateWanted) -> ProviderSettings:
+    def _checked(
+        self, tenant_id: str, provider: Provider, wanted: CreateWanted
+    ) -> ProviderSettings:
         violations = provider.secret_violations(wanted.secret)
         kind = wanted.secret.kind if wanted.secret else provider.auth_kinds[0]
         if wanted.auth_kind not in (None, kind):
@@ -139,6 +142,7 @@ class Connections:
         violations += provider.url_violations(settings, self._egress_rules)
         if violations:
             raise invalid(*violations)
+        provider.check_tenant(tenant_id, settings)
         return settings
 
     async def _repeated(self, caller: Caller, wanted: CreateWanted) -> Connection | None:
@@ -195,7 +199,9 @@ class Connections:
             connection_id=connection_id,
             provider=wanted.provider,
             auth_kind=kind,
-            display_name=wanted.display_name or account_name or provider.display_name,
+            display_name=wanted.display_name
+            or account_name[:DISPLAY_NAME_LENGTH_MAX]
+            or provider.display_name,
             labels=wanted.labels,
             settings=settings.model_dump(mode="json"),
             owner=caller.owner,

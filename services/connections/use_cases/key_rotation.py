@@ -67,6 +67,8 @@ class KeyRotations:
         async with self._database.jobs() as tx:
             found = await key_rotations.get(tx, rotation_id)
         if found is None:
+            if not rotation_id:
+                raise ServiceError(ErrorKind.NOT_FOUND, "NOT_FOUND", "No keys were rotated yet.")
             raise not_found("key rotation", rotation_id)
         return found
 

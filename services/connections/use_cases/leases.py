@@ -135,12 +135,15 @@ class Leases:
             return await self._open(known)
         for _ in range(_TRIES_MAX):
             known = await self._reads.submit(tenant_id, connection_id)
+            _check_provider(known.connection, wanted.providers)
             check_usable(known.connection)
             _check_consent(caller, known.connection)
             check_scopes(known.provider, known.connection, wanted.wish)
             if self._has_life(known):
+                ready = await self._open(known)
+                # Kept once it has been opened: what cannot be read may be mended by the next time.
                 self._known.keep(known)
-                return await self._open(known)
+                return ready
             await self._sessions.renew(tenant_id, connection_id, known.stored.session_generation)
         raise _keeps_changing()
 
@@ -148,6 +151,7 @@ class Leases:
         """Whether what is remembered speaks for the lease. What speaks against it is read anew:
         the caller may have been given consent, or the connection scopes, since."""
         try:
+            _check_provider(known.connection, wanted.providers)
             _check_consent(caller, known.connection)
             check_scopes(known.provider, known.connection, wanted.wish)
         except ServiceError:
@@ -220,6 +224,16 @@ def _check_named(caller: Caller, connection_id: str) -> None:
             "CONNECTION_NOT_GRANTED",
             "The run's grant does not name this connection.",
             metadata={"id": connection_id},
+        )
+
+
+def _check_provider(connection: Connection, providers: tuple[str, ...]) -> None:
+    if providers and connection.provider not in providers:
+        raise ServiceError(
+            ErrorKind.FAILED_PRECONDITION,
+            "PROVIDER_MISMATCH",
+            f"The tool can use a connection of {' or '.join(providers)}; this is another.",
+            metadata={"id": connection.connection_id, "provider": connection.provider},
         )
 
 

@@ -5,54 +5,16 @@ Each is stored by compare-and-set on the generation, and recorded in the same tr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime
-from enum import Enum
-
 from services.connections.access_log import Action, Decision, Entry
-from services.connections.connection import STATE_MESSAGES, Connection, State
+from services.connections.connection import STATE_MESSAGES, State
 from services.connections.providers.failures import ProviderError
-from services.connections.providers.provider import Material, Provider, RefreshPolicy
-from services.connections.renewal import put_off_for, renew_time, state_reason
+from services.connections.renewal import BACKOFF_MAX, put_off_for, renew_time, state_reason
 from services.connections.secret import SESSION, Session
 from services.connections.store import access_log, connections, credentials, refreshes
-from services.connections.use_cases.sealed import Vault
+from services.connections.use_cases.renewal_claims import Claimed
+from services.connections.use_cases.sealed import UNREADABLE, Vault
 from services.connections.vault import Binding
 from services.runtime.database import Database
-
-
-class Turn(Enum):
-    """What came of asking for a renewal's turn."""
-
-    MINE = "mine"
-    BUSY = "busy"
-    DONE = "done"
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """A turn: whose it is and what to work with."""
-
-    turn: Turn
-    connection: Connection
-    provider: Provider
-    material: Material
-    generations: tuple[int, int]
-    claim_id: str
-    attempts: int
-    maybe_done: bool
-    now: datetime
-    claimed_at: float
-
-    @property
-    def single_use(self) -> bool:
-        """Whether presenting a token twice ends the grant, with the newer token."""
-        return self.provider.policy(self.material.settings) is RefreshPolicy.STRICT
-
-    @property
-    def generation(self) -> int:
-        """The session's generation that is renewed."""
-        return self.generations[1]
 
 
 class Outcomes:
@@ -202,6 +164,34 @@ class Outcomes:
                 ),
             )
         raise failure.to_service_error() from failure
+
+    async def set_aside(self, tenant_id: str, connection_id: str) -> None:
+        """Leave what cannot be read alone for a while; its connection lives, since the operator
+        may only have forgotten a key."""
+        async with self._database.tenant(tenant_id) as tx:
+            head = await access_log.lock_head(tx, tenant_id)
+            connection = await connections.get(tx, tenant_id, connection_id)
+            if connection is None:
+                return
+            journal = await refreshes.lock(tx, tenant_id, connection_id)
+            await refreshes.put_off(
+                tx,
+                tenant_id,
+                connection_id,
+                until=journal.now + BACKOFF_MAX,
+                maybe_done=journal.maybe_done or journal.abandoned,
+                reason=UNREADABLE,
+            )
+            if journal.reason != UNREADABLE:
+                entry = Entry(
+                    Action.REFRESH_CREDENTIAL,
+                    Decision.FAILED,
+                    self._actor,
+                    connection_id=connection_id,
+                    provider=connection.provider,
+                    reason=UNREADABLE,
+                )
+                await access_log.append(tx, head, entry)
 
     def _entry(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from services.connections import authorization
 from services.connections.authorization import Authorization, Proof
 from services.connections.keyring import KeyEncryption
@@ -10,6 +12,9 @@ from services.connections.secret import SECRET, SESSION, Secret, Session
 from services.connections.store.credentials import StoredCredential, StoredCredentials
 from services.connections.vault import Binding, Envelope, UnreadableError, seal, unseal
 from services.runtime.errors import ErrorKind, ServiceError
+
+UNREADABLE = "CREDENTIAL_UNREADABLE"
+_log = logging.getLogger(__name__)
 
 
 class Vault:
@@ -59,12 +64,18 @@ class Vault:
         try:
             return await unseal(stored.envelope, stored.binding, self._keys)
         except UnreadableError as error:
+            # Whoever runs this has to know: a key is gone, or somebody changed the table.
+            _log.error(
+                "the %s of connection %s of tenant %s cannot be read: %s",
+                *(stored.binding.kind, stored.binding.connection_id, stored.binding.tenant_id),
+                error,
+            )
             raise _unreadable(str(error)) from error
 
 
 def _unreadable(why: str) -> ServiceError:
     return ServiceError(
         ErrorKind.FAILED_PRECONDITION,
-        "CREDENTIAL_UNREADABLE",
+        UNREADABLE,
         f"The stored credential cannot be read: {why}. Tell the operator, or connect again.",
     )

@@ -13,30 +13,26 @@ import logging
 import time
 from datetime import timedelta
 
-from services.connections.connection import Connection, State, check_usable
+from services.connections.connection import Connection, State, check_renewable
 from services.connections.providers.catalogue import Catalogue
 from services.connections.providers.failures import FailureKind, ProviderError
 from services.connections.providers.http import Http
 from services.connections.providers.provider import Material, Provider
-from services.connections.renewal import (
-    RenewalLimits,
-    in_progress,
-    is_verdict,
-    put_off_error,
-)
+from services.connections.renewal import RenewalLimits, is_verdict
 from services.connections.secret import Session
 from services.connections.store import connections, credentials, refreshes
 from services.connections.store.credentials import StoredCredentials
-from services.connections.use_cases.renewal_outcomes import Claimed, Outcomes, Turn
-from services.connections.use_cases.sealed import Vault
+from services.connections.use_cases.renewal_claims import Claimed, Turn, in_progress, put_off
+from services.connections.use_cases.renewal_outcomes import Outcomes
+from services.connections.use_cases.sealed import UNREADABLE, Vault
 from services.runtime.database import Database
 from services.runtime.errors import ErrorKind, ServiceError, not_found
 from services.runtime.ids import new_id
 
 _log = logging.getLogger(__name__)
 
-# A provider that is silent takes the whole timeout of each of its connections; others go on.
-RENEWALS_AT_ONCE = 8
+#: Renewals that nobody waits for run side by side, so that a slow provider keeps few others back.
+DUE_AT_ONCE = 16
 
 
 class Sessions:
@@ -76,22 +72,21 @@ class Sessions:
         """Renew every session whose time has come, a bounded batch; how many were tried."""
         async with self._database.jobs() as tx:
             due = await refreshes.due(tx)
-        turns = asyncio.Semaphore(RENEWALS_AT_ONCE)
-        await asyncio.gather(*(self._renew_one(turns, *each) for each in due))
+        gate = asyncio.Semaphore(DUE_AT_ONCE)
+        await asyncio.gather(*(self._renew_due(gate, *each) for each in due))
         return len(due)
 
-    async def _renew_one(
-        self, turns: asyncio.Semaphore, tenant_id: str, connection_id: str
-    ) -> None:
-        async with turns:
-            async with self._database.tenant(tenant_id) as tx:
-                generation = (
-                    await credentials.get(tx, tenant_id, connection_id)
-                ).session_generation
-            try:
-                await self.renew(tenant_id, connection_id, generation)
-            except ServiceError as error:
-                _log.info("renewal of connection %s put off: %s", connection_id, error.reason)
+    async def _renew_due(self, gate: asyncio.Semaphore, tenant_id: str, connection_id: str) -> None:
+        try:
+            async with gate:
+                async with self._database.tenant(tenant_id) as tx:
+                    stored = await credentials.get(tx, tenant_id, connection_id)
+                await self.renew(tenant_id, connection_id, stored.session_generation)
+        except ServiceError as error:
+            _log.info("renewal of connection %s put off: %s", connection_id, error.reason)
+        except Exception:
+            # One connection that meets a defect of ours must not hold up everybody else's.
+            _log.exception("renewal of connection %s failed", connection_id)
 
     async def close(self) -> None:
         """Wait for the renewals under way: each is bounded by its limits."""
@@ -115,7 +110,12 @@ class Sessions:
         deadline = time.monotonic() + self._limits.claim.total_seconds() * 2
         pause = self._limits.poll
         while True:
-            claimed = await self._claim(tenant_id, connection_id, generation)
+            try:
+                claimed = await self._claim(tenant_id, connection_id, generation)
+            except ServiceError as error:
+                if error.reason == UNREADABLE:
+                    await self._outcomes.set_aside(tenant_id, connection_id)
+                raise
             if claimed.turn is Turn.DONE:
                 return None
             if claimed.turn is Turn.MINE:
@@ -157,12 +157,13 @@ class Sessions:
             nothing = Material(None, None)
             if stored.session_generation != generation:
                 return claimed(Turn.DONE, nothing, 0, False)
-            check_usable(connection)
+            check_renewable(connection, by_itself=provider.renews_by_itself)
             if journal.claimed:
                 return claimed(Turn.BUSY, nothing, 0, False)
-            if journal.not_before is not None and journal.not_before > journal.now:
-                raise put_off_error(journal.reason, journal.not_before - journal.now)
+            # Opened first: that it cannot be read is a better answer than to wait.
             material = await self._material(connection, provider, stored)
+            if journal.not_before is not None and journal.not_before > journal.now:
+                raise put_off(journal.reason, journal.not_before - journal.now)
             maybe_done = journal.maybe_done or journal.abandoned
             attempts = journal.attempts + 1
             await refreshes.claim(

@@ -70,4 +70,5 @@ class GrantableResources:
 
     def __init__(self, connections: ConnectionsClient, ledger: LedgerClient) -> None:
         self.may_grant = connections.may_grant
+        self.mcp_tools = connections.mcp_tools
         self.may_spend = ledger.may_spend

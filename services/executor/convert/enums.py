@@ -69,9 +69,16 @@ def graph_state(state: GraphState) -> graph_pb2.GraphState.ValueType:
     return graph_pb2.GraphState.Value(f"GRAPH_STATE_{state}")
 
 
-def tool_effect(effect: ToolEffect) -> graph_pb2.ToolEffect.ValueType:
-    """Return the contract's value."""
-    return graph_pb2.ToolEffect.Value(f"TOOL_EFFECT_{effect}")
+def tool_effect(effect: ToolEffect | None) -> graph_pb2.ToolEffect.ValueType:
+    """Return the contract's value; None is UNSPECIFIED."""
+    return graph_pb2.ToolEffect.Value(f"TOOL_EFFECT_{effect or 'UNSPECIFIED'}")
+
+
+def tool_effect_of(sent: graph_pb2.ToolEffect.ValueType) -> ToolEffect | None:
+    """Return the domain's value of a validated one; UNSPECIFIED is None."""
+    if sent == graph_pb2.TOOL_EFFECT_UNSPECIFIED:
+        return None
+    return _of(ToolEffect, graph_pb2.ToolEffect.Name(sent), "TOOL_EFFECT_")
 
 
 def audit_kind(kind: AuditKind) -> audit_record_pb2.AuditKind.ValueType:

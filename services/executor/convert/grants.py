@@ -16,13 +16,14 @@ from services.executor.grants import (
     Grant,
     GrantChange,
     GrantRequest,
+    McpTool,
     ToolPermission,
 )
-from services.runtime.jsonvalues import from_value, to_value
+from services.runtime.jsonvalues import from_value, to_struct, to_value
 
 
-def grant_to_proto(grant: Grant) -> grant_pb2.Grant:
-    """Return the grant as its reader sees it."""
+def grant_to_proto(grant: Grant, *, whole: bool = True) -> grant_pb2.Grant:
+    """Return the grant as its reader sees it; in lists without the definitions of its tools."""
     return grant_pb2.Grant(
         grant_id=grant.grant_id,
         tenant_id=grant.tenant_id,
@@ -30,7 +31,7 @@ def grant_to_proto(grant: Grant) -> grant_pb2.Grant:
         owner=grant.owner,
         state=enums.grant_state(grant.state),
         graphs=[f"{GRAPH_PREFIX}{graph_id}" for graph_id in grant.graph_ids],
-        tools=[_permission_to_proto(each) for each in grant.tools],
+        tools=[_permission_to_proto(each, whole=whole) for each in grant.tools],
         connection_ids=grant.connection_ids,
         account_id=grant.account_id or "",
         budget=amount(grant.budget),
@@ -78,16 +79,33 @@ def _permission(sent: grant_pb2.ToolPermission) -> ToolPermission:
         ),
         only_named_arguments=sent.only_named_arguments,
         max_invocations_per_run=sent.max_invocations_per_run if limited else None,
+        effect=enums.tool_effect_of(sent.effect),
+        reviewed_digest=sent.mcp_tool.digest,
     )
 
 
-def _permission_to_proto(permission: ToolPermission) -> grant_pb2.ToolPermission:
+def _permission_to_proto(permission: ToolPermission, *, whole: bool) -> grant_pb2.ToolPermission:
     return grant_pb2.ToolPermission(
         tool=permission.tool,
         arguments=[_constraint_to_proto(each) for each in permission.arguments],
         only_named_arguments=permission.only_named_arguments,
         max_invocations_per_run=permission.max_invocations_per_run,
+        effect=enums.tool_effect(permission.effect),
+        mcp_tool=_mcp_tool(permission.mcp_tool, whole=whole) if permission.mcp_tool else None,
     )
+
+
+def _mcp_tool(tool: McpTool, *, whole: bool) -> grant_pb2.McpTool:
+    message = grant_pb2.McpTool(
+        connection_id=tool.connection_id,
+        provider=tool.provider,
+        name=tool.name,
+        digest=tool.digest,
+    )
+    if whole:
+        message.description = tool.description
+        message.input_schema.CopyFrom(to_struct(tool.input_schema))
+    return message
 
 
 def _rule(sent: grant_pb2.ArgumentConstraint) -> ArgumentRule | None:

@@ -16,6 +16,7 @@ def unit_to_proto(unit: SettledUnit) -> usage_pb2.UsageUnit:
         occur_time=timestamp(unit.occur_time),
         rework=unit.rework,
         estimated=unit.estimated,
+        corrects_source_reference=unit.corrects,
         cost=amount(unit.cost),
     )
     match unit.kind:

@@ -15,12 +15,14 @@ from langgraph.errors import GraphRecursionError
 from opentelemetry import trace
 
 from cogni.graph.guarding import ToolDenied, guarded_by
+from cogni.graph.mcp import mcp_tools_granted
 from cogni.graph.metering import metered_by
 from services.executor.runner.catalogue import Catalogue, CatalogueError
-from services.executor.runner.describing import AnyGraph
+from services.executor.runner.describing import AnyGraph, tools_of
 from services.executor.runner.ending import Ending, Finished, HandedOver, Waiting, end
 from services.executor.runner.foreign import ForeignCalls
 from services.executor.runner.guard import Credentials, RunGuard
+from services.executor.runner.holds import Holds
 from services.executor.runner.journal import (
     Holding,
     Journal,
@@ -29,15 +31,19 @@ from services.executor.runner.journal import (
 )
 from services.executor.runner.meter import RunMeter
 from services.executor.runner.narration import MODES, Narrator
+from services.executor.runner.opening import effect_of_pinned, granted_tool
 from services.executor.runner.purse import Purse
+from services.executor.runner.redacting import Redactions
 from services.executor.runner.rendering import json_of
 from services.executor.runner.resuming import Start, questions_of, take_up
+from services.executor.runner.run_hold import RunHold
 from services.executor.runner.saver import Saver
 from services.executor.runner.scrub import Scrubber
 from services.executor.runner.stopping import RunStoppedError, stopped_by, timed_out
 from services.executor.runs import RunError, RunState
-from services.executor.store import controls
+from services.executor.store import controls, usage
 from services.executor.store.leases import Claim
+from services.executor.store.usage import Outstanding
 from services.runtime.database import Database
 from services.runtime.errors import ServiceError
 from services.runtime.logs import log_context
@@ -58,6 +64,7 @@ class Workshop:
     journal: Journal
     catalogue: Catalogue
     credentials: Credentials
+    holds: Holds
     #: Keeps tasks that may outlive their attempt, until the process's drain.
     adopt: Callable[[asyncio.Task[Any]], None]
 
@@ -80,6 +87,7 @@ class Attempt:
             run.grant_id,
             self._scrubber,
         )
+        self._hold: RunHold | None = None
         self._work: asyncio.Task[Ending] | None = None
         self._stopped_by: BaseException | None = None
 
@@ -115,6 +123,7 @@ class Attempt:
             try:
                 ending = await self._ending()
                 self._close()
+                await self._shrink_hold(ending)
                 await end(self._workshop.database, self._workshop.journal, self.holding, ending)
             except LeaseLostError:
                 _log.warning("the lease of run %s is lost; its attempt stops", run.run_id)
@@ -132,6 +141,22 @@ class Attempt:
     def _close(self) -> None:
         # Threads and tasks that graph code left behind can act no more.
         self._guard.closed = True
+        if self._hold is not None:
+            self._hold.close()
+
+    async def _shrink_hold(self, ending: Ending) -> None:
+        """Give back what the run no longer needs, while the lease still gives the right to.
+
+        Closing the run does so too, but seconds later: others of its account may need the money.
+        Whoever takes over a run that is handed over goes on with its hold.
+        """
+        if self._hold is None or not self._hold.placed:
+            return
+        match ending:
+            case Waiting():
+                await self._hold.shrink()
+            case Finished():
+                self._workshop.adopt(asyncio.create_task(self._hold.shrink()))
 
     async def _ending(self) -> Ending:
         self._work = asyncio.create_task(self._carry_graph(), name=f"run {self.holding.run_id}")
@@ -194,20 +219,38 @@ class Attempt:
             briefing = await controls.briefing(tx, run.run_id, run.attempt)
         if briefing.stop is not None:
             raise stopped_by(briefing.stop)
+        if briefing.account_id is not None:
+            self._hold = RunHold(
+                self._workshop.holds, self.holding, briefing.account_id, self._outstanding
+            )
         meter = RunMeter(
             self._workshop.journal,
             self.holding,
             grant_id=run.grant_id,
             account_id=briefing.account_id,
+            hold=self._hold,
             purse=Purse(self._workshop.database, briefing.limits),
             repeated=Counter(briefing.lost_calls),
             adopt=self._workshop.adopt,
         )
+        self._guard.pinned_effects = {
+            each.tool: effect_of_pinned(each) for each in briefing.pinned_tools
+        }
+        granted = [granted_tool(each) for each in briefing.pinned_tools]
         try:
-            with metered_by(meter), guarded_by(self._guard), self._deadline(briefing.waited):
+            with (
+                metered_by(meter),
+                guarded_by(self._guard),
+                mcp_tools_granted(granted),
+                self._deadline(briefing.waited),
+            ):
                 return await self._stream(briefing.answers, ForeignCalls(meter))
         finally:
             meter.closed = True
+
+    async def _outstanding(self) -> Outstanding:
+        async with self._workshop.database.raw_tenant(self.holding.tenant_id) as tx:
+            return await usage.outstanding(tx, self.holding.run_id)
 
     @contextlib.contextmanager
     def _deadline(self, waited: timedelta) -> Any:
@@ -233,6 +276,7 @@ class Attempt:
             "metadata": {"run_id": run.run_id},
             "callbacks": [foreign],
         }
+        self._narrator.redactions = Redactions.of(tools_of(graph))
         begin: Start | Waiting = Start(run.input)
         if run.attempt > 1:
             begin = await take_up(graph, config, run.run_id, run.input, answers, self._scrubber)
@@ -282,7 +326,8 @@ class Attempt:
             if questions := questions_of(state, self._scrubber):
                 return Waiting(questions)
             output = state.values if output is None else output
-        return Finished(RunState.SUCCEEDED, self._scrubber.value(json_of(output)))
+        shown = self._narrator.redactions.value(self._scrubber.value(json_of(output)))
+        return Finished(RunState.SUCCEEDED, shown)
 
 
 class _HandOver(Exception):

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import grpc
 
@@ -17,6 +18,7 @@ from cogni.graph.guarding import ToolDenied
 from cogni.graph.invocation import Credential
 from services.executor.runner.guard import Lease
 from services.executor.runner.journal import Holding, LeaseLostError
+from services.executor.runner.needs import Need
 from services.executor.runner.threads import in_thread
 from services.executor.runner.tokens import RunTokens
 from services.runtime.errors import ErrorKind, PeerError
@@ -54,36 +56,49 @@ class LeasedCredentials:
         self,
         holding: Holding,
         connection_ids: Sequence[str],
-        provider: str,
+        need: Need,
         tool: str,
         invocation_id: str,
     ) -> Lease:
-        """Lease from the first of the connections that turns out to be the provider's.
+        """Lease from the connection whose provider the tool prefers, the first of several.
 
         Raises ToolDenied when there is none or the lease is refused, LeaseLostError.
         """
-        likely = [each for each in connection_ids if self._providers.get(each) == provider]
-        unknown = [each for each in connection_ids if each not in self._providers]
-        for connection_id in likely + unknown:
-            response = await self._lease(holding, connection_id, tool, invocation_id)
-            self._providers[connection_id] = response.provider
-            if response.provider == provider:
-                return _lease(connection_id, response.credential)
-        raise ToolDenied(f"Denied: the grant names no connection of {provider!r}.")
+        for provider in need.providers:
+            likely = [each for each in connection_ids if self._providers.get(each) == provider]
+            unknown = [each for each in connection_ids if each not in self._providers]
+            only = replace(need, providers=(provider,))
+            for connection_id in likely + unknown:
+                response = await self._lease(holding, connection_id, only, tool, invocation_id)
+                if response is not None:
+                    return _lease(connection_id, response.credential)
+        raise ToolDenied(f"Denied: the grant names no connection of {need}.")
 
     def close(self) -> None:
         """Lease no more."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _lease(
-        self, holding: Holding, connection_id: str, tool: str, invocation_id: str
-    ) -> LeaseCredentialResponse:
+        self, holding: Holding, connection_id: str, need: Need, tool: str, invocation_id: str
+    ) -> LeaseCredentialResponse | None:
+        """None when the connection turns out to be another provider's: it is known from then."""
         request = LeaseCredentialRequest(
-            connection_id=connection_id, invocation_id=invocation_id, tool=tool
+            connection_id=connection_id,
+            invocation_id=invocation_id,
+            tool=tool,
+            scopes=need.scopes,
+            resources=need.resources,
+            providers=need.providers,
         )
         try:
-            return await self._answered(holding, request)
+            response = await self._answered(holding, request)
+            self._providers[connection_id] = response.provider
+            # A server of an earlier release leases whatever the connection is.
+            return response if response.provider in need.providers else None
         except PeerError as error:
+            if error.reason == "PROVIDER_MISMATCH":
+                self._providers[connection_id] = error.metadata.get("provider", "")
+                return None
             if error.reason in ("LEASE_LOST", "RUN_LEASES_REVOKED"):
                 raise LeaseLostError(holding.run_id) from None
             raise ToolDenied(

@@ -34,7 +34,7 @@ def described(graph_id: str, revision: str, graph: AnyGraph) -> Graph:
         input_schema=_schema(graph.get_input_jsonschema),
         output_schema=_schema(graph.get_output_jsonschema),
         context_schema=_schema(graph.get_context_jsonschema),
-        tools=tuple(_tool(each) for each in _tools(graph, 0)),
+        tools=tuple(_tool(each) for each in tools_of(graph)),
         nodes=tuple(name for name in graph.nodes if not name.startswith("__")),
     )
 
@@ -63,6 +63,11 @@ def _tools(graph: AnyGraph, depth: int) -> Iterator[BaseTool]:
                 yield each
 
 
+def tools_of(graph: AnyGraph) -> Iterator[BaseTool]:
+    """The tools that the graph's tool nodes hold, its subgraphs' among them, each name once."""
+    return _tools(graph, 0)
+
+
 def _tool(declared: BaseTool) -> Tool:
     policy = policy_of(declared)
     return Tool(
@@ -70,7 +75,7 @@ def _tool(declared: BaseTool) -> Tool:
         description=declared.description[:2000],
         arguments_schema=_schema(lambda: declared.get_input_jsonschema()),
         effect=effect_of(policy),
-        provider=policy.connection or "",
+        provider=next(iter(policy.providers), ""),
     )
 
 

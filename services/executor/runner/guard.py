@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,7 +16,9 @@ from cogni.executor.v1.run_event_pb2 import ToolFinished
 from cogni.executor.v1.run_pb2 import RunError as RunErrorMessage
 from cogni.graph.guarding import Question, Recorded, ToolDenied, ToolRequest
 from cogni.graph.invocation import Credential, Invocation
-from cogni.graph.policy import policy_of
+from cogni.graph.mcp import McpTool, OpenedTool
+from cogni.graph.policy import ToolPolicy, policy_of
+from cogni.graph.untrusted import marked
 from cogni.type.v1.error_reason_pb2 import ErrorReason
 from services.executor.audit import AuditKind, AuditOutcome, AuditRecord
 from services.executor.events import Draft
@@ -25,6 +27,9 @@ from services.executor.runner import invoking
 from services.executor.runner.describing import effect_of
 from services.executor.runner.invoking import Admission, Admitted, Asked, Denied, Reused
 from services.executor.runner.journal import Holding, Journal
+from services.executor.runner.needs import Need, need_of
+from services.executor.runner.opening import NotOpenedError, Opening, opened
+from services.executor.runner.redacting import REDACTED, shown_arguments, shown_result
 from services.executor.runner.rendering import json_of, value_of
 from services.executor.runner.scrub import Scrubber
 from services.executor.runner.task import TaskPlace, place_of
@@ -56,11 +61,11 @@ class Credentials(Protocol):
         self,
         holding: Holding,
         connection_ids: Sequence[str],
-        provider: str,
+        need: Need,
         tool: str,
         invocation_id: str,
     ) -> Lease:
-        """Lease the credential of the one among the connections that is the provider's.
+        """Lease the credential of the one among the connections that serves the need.
 
         Raises ToolDenied when there is none, or the lease is refused.
         """
@@ -73,6 +78,7 @@ class _UnderWay:
     requested: Requested
     admission: Admitted
     span: trace.Span
+    policy: ToolPolicy
 
 
 class RunGuard:
@@ -97,6 +103,8 @@ class RunGuard:
         self._dealt_with: set[str] = set()
         self._under_way: dict[str, _UnderWay] = {}
         self._serde = JsonPlusSerializer()
+        #: What the grant says that tools of MCP servers do; set before the graph begins.
+        self.pinned_effects: Mapping[str, ToolEffect] = {}
         self.closed = False
         self.loop = asyncio.get_running_loop()
 
@@ -126,14 +134,18 @@ class RunGuard:
         """Record what the tool returned, without credentials, and return that."""
         under_way = self._under_way.pop(invocation.invocation_id)
         requested, admission = under_way.requested, under_way.admission
+        policy = under_way.policy
         under_way.span.end()
-        clean = self._scrubber.value(outcome)
+        scrubbed = self._scrubber.value(outcome)
+        clean = marked(scrubbed) if policy.untrusted else scrubbed
         keep = requested.effect is not ToolEffect.NONE
         act = store.finish(
             requested.invocation_id, requested.attempt, self._dump(clean) if keep else None
         )
-        event = ToolFinished(invocation_id=requested.invocation_id, tool=requested.tool)
-        event.output.CopyFrom(value_of(json_of(_content(clean))))
+        event = ToolFinished(
+            invocation_id=requested.invocation_id, tool=requested.tool, untrusted=policy.untrusted
+        )
+        event.output.CopyFrom(value_of(shown_result(policy, json_of(_content(scrubbed)))))
         failed = isinstance(clean, ToolMessage) and clean.status == "error"
         audit = self._outcome(requested, admission, failed=failed)
         await self._journal.write(
@@ -153,7 +165,13 @@ class RunGuard:
             # Cut off in the middle: what it did outside stays unknown, and the row says SENT.
             return clean
         kind, text = type(failure).__name__, self._scrubber.text(str(failure))[:2000]
-        event = ToolFinished(invocation_id=requested.invocation_id, tool=requested.tool)
+        if under_way.policy.redact_result:
+            text = REDACTED
+        event = ToolFinished(
+            invocation_id=requested.invocation_id,
+            tool=requested.tool,
+            untrusted=under_way.policy.untrusted,
+        )
         event.error.CopyFrom(
             RunErrorMessage(
                 reason=ErrorReason.ERROR_REASON_TOOL_FAILED,
@@ -177,14 +195,16 @@ class RunGuard:
         # What the model said before it asked for the tool stands before the decision in the log.
         await self._journal.flush(self._holding)
         arguments = {str(name): json_of(each) for name, each in request.arguments.items()}
+        clean = self._scrubber.value(arguments)
         async with self._database.raw_tenant(self._holding.tenant_id) as tx:
             admission = await invoking.admit(
                 tx,
                 self._holding,
                 self._grant_id,
                 requested,
-                self._scrubber.value(arguments),
+                clean,
                 frozenset(self._dealt_with),
+                shown=shown_arguments(policy_of(request.tool), clean),
                 answered=answered,
             )
         match admission:
@@ -196,15 +216,19 @@ class RunGuard:
             case Denied():
                 raise ToolDenied(f"Denied: {admission.decision.message}")
         self._dealt_with.add(requested.invocation_id)
-        return await self._send(requested, admission)
+        return await self._send(request, requested, admission)
 
-    async def _send(self, requested: Requested, admission: Admitted) -> Invocation:
-        connection_id, credential = None, None
+    async def _send(
+        self, request: ToolRequest, requested: Requested, admission: Admitted
+    ) -> Invocation:
+        connection_id, credential, prepared = None, None, None
         span = _span(requested)
         if requested.provider is not None:
             try:
                 with trace.use_span(span, record_exception=False, set_status_on_exception=False):
-                    lease = await self._lease(requested, admission)
+                    lease = await self._lease(request, requested, admission)
+                    if admission.pinned is not None:
+                        prepared = await self._open(requested, admission, lease)
             except BaseException as failure:
                 _end_failed(span, failure)
                 raise
@@ -215,37 +239,70 @@ class RunGuard:
             self._holding,
             acts=[store.send(requested.invocation_id, requested.attempt, connection_id)],
         )
-        self._under_way[requested.invocation_id] = _UnderWay(requested, admission, span)
-        return Invocation(requested.invocation_id, credential)
+        self._under_way[requested.invocation_id] = _UnderWay(
+            requested, admission, span, policy_of(request.tool)
+        )
+        return Invocation(requested.invocation_id, credential, prepared)
 
-    async def _lease(self, requested: Requested, admission: Admitted) -> Lease:
-        assert requested.provider is not None
+    async def _lease(
+        self, request: ToolRequest, requested: Requested, admission: Admitted
+    ) -> Lease:
         try:
             lease = await self._credentials.lease(
                 self._holding,
                 admission.connection_ids,
-                requested.provider,
+                _need(request, requested),
                 requested.tool,
                 requested.invocation_id,
             )
         except ToolDenied as denial:
-            event = ToolFinished(invocation_id=requested.invocation_id, tool=requested.tool)
-            event.error.CopyFrom(
-                RunErrorMessage(
-                    reason=ErrorReason.ERROR_REASON_CONNECTION_NOT_GRANTED, message=str(denial)
-                )
-            )
-            audit = self._outcome(requested, admission, failed=True)
-            await self._journal.write(
-                self._holding, drafts=[Draft(event)], acts=[invoking.audited(audit)]
-            )
+            reason = ErrorReason.ERROR_REASON_CONNECTION_NOT_GRANTED
+            await self._not_sent(requested, admission, reason, str(denial))
             raise
         self._scrubber.learn(lease.secrets)
         return lease
 
+    async def _open(self, requested: Requested, admission: Admitted, lease: Lease) -> OpenedTool:
+        assert admission.pinned is not None
+        opening = Opening(
+            self._holding,
+            self._grant_id,
+            requested,
+            admission.pinned,
+            admission.audit_record_id,
+            lease.credential,
+        )
+        try:
+            return await opened(self._journal, opening)
+        except NotOpenedError as failure:
+            text = self._scrubber.text(str(failure))[:2000]
+            reason = ErrorReason.ERROR_REASON_TOOL_FAILED
+            await self._not_sent(requested, admission, reason, text)
+            raise ToolDenied(text) from None
+
+    async def _not_sent(
+        self,
+        requested: Requested,
+        admission: Admitted,
+        reason: ErrorReason.ValueType,
+        message: str,
+    ) -> None:
+        """Record that an allowed invocation came to its end before it began."""
+        event = ToolFinished(invocation_id=requested.invocation_id, tool=requested.tool)
+        event.error.CopyFrom(RunErrorMessage(reason=reason, message=message))
+        audit = self._outcome(requested, admission, failed=True)
+        await self._journal.write(
+            self._holding, drafts=[Draft(event)], acts=[invoking.audited(audit)]
+        )
+
     def _requested(self, request: ToolRequest, *, again: bool = False) -> Requested:
         place = place_of(request.config)
         policy = policy_of(request.tool)
+        effect, mcp_provider = effect_of(policy), None
+        if isinstance(request.tool, McpTool):
+            # By this run's grant, whatever a graph has made of the tool it was given.
+            effect = self.pinned_effects.get(request.tool.name, ToolEffect.OUTWARD)
+            mcp_provider = request.tool.granted.provider
         arguments = {str(name): json_of(each) for name, each in request.arguments.items()}
         return Requested(
             invocation_id=self._invocation_id(request, place, again=again),
@@ -256,9 +313,10 @@ class RunGuard:
             tool_call_id=request.tool_call_id,
             tool=request.tool.name,
             node=place.node,
-            effect=effect_of(policy),
-            provider=policy.connection,
+            effect=effect,
+            provider=mcp_provider or next(iter(policy.providers), None),
             arguments_digest=hashlib.sha256(canonical_json(arguments)).digest(),
+            mcp_provider=mcp_provider,
         )
 
     def _invocation_id(self, request: ToolRequest, place: TaskPlace, *, again: bool) -> str:
@@ -308,6 +366,16 @@ class RunGuard:
                 content=str(outcome), name=request.tool.name, tool_call_id=request.tool_call_id
             )
         return outcome
+
+
+def _need(request: ToolRequest, requested: Requested) -> Need:
+    """Raises ToolDenied as `need_of` does. Only tools that need a credential come here."""
+    if requested.mcp_provider is not None:
+        # By the grant, as its effect is: a graph may have given the tool another policy.
+        return Need((requested.mcp_provider,))
+    need = need_of(policy_of(request.tool), request.arguments)
+    assert need is not None
+    return need
 
 
 def _span(requested: Requested) -> trace.Span:

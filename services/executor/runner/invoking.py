@@ -8,7 +8,7 @@ from cogni.executor.v1.run_event_pb2 import ToolDenied as ToolDeniedEvent
 from cogni.type.v1.error_reason_pb2 import ErrorReason
 from services.executor.audit import AuditKind, AuditRecord
 from services.executor.events import Draft
-from services.executor.grants import Decision, decide_invocation
+from services.executor.grants import Decision, ToolPermission, decide_invocation
 from services.executor.graphs import ToolEffect
 from services.executor.runner.journal import Holding, LeaseLostError
 from services.executor.runner.rendering import struct_of
@@ -26,8 +26,10 @@ class Admitted:
     """The tool may be invoked now."""
 
     audit_record_id: str
-    #: The connections that the grant names.
+    #: The connections that the grant names; for a tool of an MCP server that server's alone.
     connection_ids: tuple[str, ...] = ()
+    #: For a tool of an MCP server: the permission with the definition it is pinned to.
+    pinned: ToolPermission | None = None
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,13 @@ async def admit(
     arguments: dict[str, Json],
     dealt_with: frozenset[str],
     *,
+    shown: dict[str, Json],
     answered: bool,
 ) -> Admission:
     """Decide about the invocation while the grant is held, and write the decision.
 
-    `answered` says that the question it may raise has just been answered. Raises LeaseLostError.
+    `shown` is what the event says of the arguments. `answered` says that the question it may
+    raise has just been answered. Raises LeaseLostError.
     """
     # Two events in every case: what was asked for, and what was decided.
     place = await events.take_fenced(tx, holding.run_id, holding.epoch, 2)
@@ -101,13 +105,13 @@ async def admit(
     settled = None if earlier is None else _settled(requested, earlier, answered=answered)
     if isinstance(settled, Asked):
         await store.doubt(tx, str(settled.question["invocation_id"]))
-        drafts = [Draft(_invoked(requested, arguments)), Draft(_in_doubt(requested))]
+        drafts = [Draft(_invoked(requested, shown)), Draft(_in_doubt(requested))]
     elif isinstance(settled, Reused):
         await store.adopt(tx, settled.invocation_id, holding.attempt)
-        drafts = [Draft(_invoked(requested, arguments)), Draft(_reused(requested))]
+        drafts = [Draft(_invoked(requested, shown)), Draft(_reused(requested))]
     else:
         settled, event = await _decide(tx, holding, grant_id, requested, arguments)
-        drafts = [Draft(_invoked(requested, arguments)), Draft(event)]
+        drafts = [Draft(_invoked(requested, shown)), Draft(event)]
     newest = await events.insert(
         tx, holding.run_id, holding.tenant_id, holding.attempt, place, drafts
     )
@@ -152,17 +156,22 @@ async def _decide(
 ) -> tuple[Admitted | Denied, Any]:
     held = await grants.hold(tx, grant_id)
     connection_ids: tuple[str, ...] = ()
+    pinned: ToolPermission | None = None
     if held is None:
         decision = Decision(False, "GRANT_REVOKED", "The grant is not there any more.")
     else:
         grant, now = held
         connection_ids = grant.connection_ids
+        permission = grant.permission(requested.tool)
+        if permission is not None and permission.mcp_tool is not None:
+            pinned, connection_ids = permission, (permission.mcp_tool.connection_id,)
         decision = decide_invocation(
             grant,
             requested.tool,
             arguments,
             # Which of the grant's connections is the provider's, Connections says; none can be.
             connection_id=None if grant.connection_ids else requested.provider,
+            mcp_provider=requested.mcp_provider,
             invocations_before=await store.allowed_before(tx, requested),
             now=now,
         )
@@ -170,7 +179,7 @@ async def _decide(
     await audit.write(tx, holding.tenant_id, record)
     await store.decide(tx, requested, decision, record.audit_record_id)
     if decision.allowed:
-        return Admitted(record.audit_record_id, connection_ids), ToolAllowed(
+        return Admitted(record.audit_record_id, connection_ids, pinned), ToolAllowed(
             invocation_id=requested.invocation_id,
             tool=requested.tool,
             audit_record_id=record.audit_record_id,

@@ -15,6 +15,7 @@ from services.executor.amounts import Amount
 from services.executor.events import Draft
 from services.executor.runner.journal import Holding, Journal, LeaseLostError
 from services.executor.runner.purse import Purse
+from services.executor.runner.run_hold import RunHold
 from services.executor.runner.stopping import RunStoppedError
 from services.executor.runs import RunError, RunState
 from services.executor.store import usage as store
@@ -37,6 +38,7 @@ class RunMeter:
         *,
         grant_id: str,
         account_id: str | None,
+        hold: RunHold | None,
         purse: Purse,
         repeated: Counter[str],
         adopt: Callable[[asyncio.Task[Any]], None],
@@ -45,6 +47,8 @@ class RunMeter:
         self._holding = holding
         self._grant_id = grant_id
         self._account_id = account_id
+        #: None where there is no account, and so nothing can be paid.
+        self._hold = hold
         self._purse = purse
         #: Calls per node that an earlier attempt made and whose work was lost.
         self._repeated = repeated
@@ -61,16 +65,21 @@ class RunMeter:
         """
         if self.closed:
             raise RunStoppedError(RunState.FAILED, RunError("GRAPH_FAILED", "the run has ended"))
-        if self._account_id is None:
+        if self._account_id is None or self._hold is None:
             raise RunStoppedError(
                 RunState.FAILED,
                 RunError("BUDGET_EXHAUSTED", "The grant names no account that pays for a model."),
             )
         call = self._pending(start, self._account_id)
-        if self._purse.limited:
-            await self._purse.open(self._holding, call)
-        else:
-            await self._journal.write(self._holding, acts=[store.open_call(call)])
+        await self._hold.cover(call)
+        try:
+            if self._purse.limited:
+                await self._purse.open(self._holding, call)
+            else:
+                await self._journal.write(self._holding, acts=[store.open_call(call)])
+        except Exception:
+            self._hold.forget(call.call_id)
+            raise
         self._open[call.call_id] = (call, _span(call))
         return call.call_id
 
@@ -78,6 +87,8 @@ class RunMeter:
         """Store what the call used; also when the lease is lost, since it is a fact."""
         call, span = self._open.pop(call_id)
         cost = _amount(usage)
+        if self._hold is not None:
+            self._hold.settled(call_id, cost)
         tokens = _tokens(usage)
         fact = store.settle_call(
             call_id,

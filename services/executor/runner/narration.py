@@ -18,6 +18,7 @@ from cogni.executor.v1.run_event_pb2 import (
 from cogni.executor.v1.run_pb2 import RunError as RunErrorMessage
 from cogni.type.v1.error_reason_pb2 import ErrorReason
 from services.executor.events import Draft
+from services.executor.runner.redacting import Redactions
 from services.executor.runner.rendering import json_of, value_of
 from services.executor.runner.scrub import Scrubber
 
@@ -30,6 +31,9 @@ class Narrator:
 
     def __init__(self, scrubber: Scrubber) -> None:
         self._scrubber = scrubber
+        #: What the graph's tools declare not to be shown; set before the graph begins.
+        self.redactions = Redactions()
+        self._hidden: set[tuple[str, int]] = set()
         #: The newest whole state of the outermost graph; None before there is one.
         self.output: Any = None
         #: The questions that the stream ended with.
@@ -86,7 +90,7 @@ class Narrator:
                 for each in update:
                     self.interrupts.setdefault(each.id, ("", each))
                 continue
-            spelt = value_of(self._scrubber.value(json_of(update)))
+            spelt = value_of(self.redactions.value(self._scrubber.value(json_of(update))))
             drafts.append(Draft(StateUpdated(node=node, namespace=path, update=spelt)))
         return drafts
 
@@ -102,12 +106,22 @@ class Narrator:
             reasoning=self._scrubber.text(
                 str(message.additional_kwargs.get("reasoning_content", ""))
             ),
-            tool_calls=_call_deltas(message),
+            tool_calls=self._shown(message.id or "", _call_deltas(message)),
             last=not chunk or getattr(message, "chunk_position", None) == "last",
         )
         if not (delta.text or delta.reasoning or delta.tool_calls or delta.last):
             return []
         return [Draft(delta)]
+
+    def _shown(self, message_id: str, deltas: Sequence[ToolCallDelta]) -> Sequence[ToolCallDelta]:
+        """Without the arguments that must not be shown; only a call's first piece has its name."""
+        for each in deltas:
+            place = (message_id, each.index)
+            if each.tool and self.redactions.hides_arguments(each.tool):
+                self._hidden.add(place)
+            if place in self._hidden:
+                each.ClearField("arguments_json")
+        return deltas
 
     def _custom(self, part: Any) -> Draft:
         data = self._scrubber.value(json_of(part))

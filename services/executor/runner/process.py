@@ -7,14 +7,20 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import grpc
+
+from cogni.egress_rules import EgressRules
+from cogni.graph.egress import egress_allowed_by
 from cogni.graph.guarding import guard_every_tool
 from services.executor.graphs import EVERY_TENANT
 from services.executor.runner.attempt import Workshop
 from services.executor.runner.catalogue import Catalogue
 from services.executor.runner.credentials import LeasedCredentials
+from services.executor.runner.holds import LedgerHolds
 from services.executor.runner.journal import Journal
 from services.executor.runner.lease_keeper import KeeperTimes, LeaseKeeper
 from services.executor.runner.loop import Loop, LoopSettings
@@ -113,7 +119,8 @@ class Runner:
         await check_migrated(url, "executor", "services.executor")
         database = _database(settings)
         try:
-            with guard_every_tool():
+            rules = EgressRules.parse(settings.runner_egress_allow)
+            with guard_every_tool(), egress_allowed_by(rules):
                 await self._carry(database, catalogue)
         finally:
             await database.close()
@@ -123,8 +130,10 @@ class Runner:
         settings = self._settings
         pumps: set[asyncio.Task[Any]] = set()
         journal = Journal(database)
-        tokens, credentials = _clients(settings)
-        workshop = Workshop(database, journal, catalogue, credentials, _adopter(pumps))
+        peers = _Peers.of(settings)
+        workshop = Workshop(
+            database, journal, catalogue, peers.credentials, peers.holds, _adopter(pumps)
+        )
         listener = Listener(settings.database_url.get_secret_value(), application_name="runner")
         background = [
             asyncio.create_task(each)
@@ -145,8 +154,7 @@ class Runner:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
             await journal.drain()
-            tokens.close()
-            credentials.close()
+            peers.close()
 
     def _keeper(self, lost: Callable[[str, int], None]) -> LeaseKeeper:
         settings = self._settings
@@ -168,29 +176,38 @@ def _database(settings: RunnerSettings) -> Database:
     )
 
 
-def _clients(settings: RunnerSettings) -> tuple[RunTokens, LeasedCredentials]:
-    service_tokens = ServiceTokens(load_service_key(settings.service_key), "runner")
-    encryption = channel_credentials(settings)
-    tokens = RunTokens(
-        lambda: sync_service_channel(
-            settings.address,
-            "executor",
-            service_tokens,
-            encryption,
-            safe_methods=["/cogni.executor.v1.RunnerService/MintRunToken"],
+@dataclass(frozen=True)
+class _Peers:
+    """What the runner asks of the other services, under run tokens."""
+
+    tokens: RunTokens
+    credentials: LeasedCredentials
+    holds: LedgerHolds
+
+    @classmethod
+    def of(cls, settings: RunnerSettings) -> "_Peers":
+        service_tokens = ServiceTokens(load_service_key(settings.service_key), "runner")
+        encryption = channel_credentials(settings)
+
+        def to(service: str, address: str, *methods: str) -> Callable[[], grpc.Channel]:
+            safe = [f"/cogni.{service}.v1.{method}" for method in methods]
+            return lambda: sync_service_channel(
+                address, service, service_tokens, encryption, safe_methods=safe
+            )
+
+        tokens = RunTokens(to("executor", settings.address, "RunnerService/MintRunToken"))
+        leasing = "ConnectionsService/LeaseCredential"
+        holding = ("LedgerService/PlaceHold", "LedgerService/ReleaseHold")
+        return cls(
+            tokens,
+            LeasedCredentials(to("connections", settings.connections_address, leasing), tokens),
+            LedgerHolds(to("ledger", settings.ledger_address, *holding), tokens),
         )
-    )
-    credentials = LeasedCredentials(
-        lambda: sync_service_channel(
-            settings.connections_address,
-            "connections",
-            service_tokens,
-            encryption,
-            safe_methods=["/cogni.connections.v1.ConnectionsService/LeaseCredential"],
-        ),
-        tokens,
-    )
-    return tokens, credentials
+
+    def close(self) -> None:
+        self.tokens.close()
+        self.credentials.close()
+        self.holds.close()
 
 
 def _loop_settings(settings: RunnerSettings) -> LoopSettings:

@@ -1,8 +1,10 @@
 """The settings of the runner's process."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+from cogni.egress_rules import EgressRules
 from services.runtime.settings import (
     AuthSettings,
     BrokerSettings,
@@ -24,6 +26,7 @@ class RunnerSettings(BrokerSettings, DatabaseSettings, TlsSettings, AuthSettings
     graphs_file: Path = shared(..., "The langgraph.json whose graphs this runner carries.")
     address: str = own(..., "host:port of the Executor's server.", pattern=_ADDRESS)
     connections_address: str = shared(..., "host:port of Connections.", pattern=_ADDRESS)
+    ledger_address: str = shared(..., "host:port of the Ledger.", pattern=_ADDRESS)
     runner_slots: int = shared(100, "Runs one runner process carries at most.", ge=1, le=10_000)
     runner_lease_seconds: float = shared(
         10.0,
@@ -58,3 +61,15 @@ class RunnerSettings(BrokerSettings, DatabaseSettings, TlsSettings, AuthSettings
         ge=0,
         le=3600,
     )
+    runner_egress_allow: str = shared(
+        "",
+        "host:port pairs, separated by commas, that tools may call although they are private or "
+        "without TLS, for example an MCP server on this machine.",
+    )
+
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
+        try:
+            EgressRules.parse(self.runner_egress_allow)
+        except ValueError as error:
+            yield f"COGNI_RUNNER_EGRESS_ALLOW: {error}"

@@ -10,12 +10,17 @@ from services.executor.store.rows import Row, text_of
 from services.executor.usage import Closing, RecordProblem, SettledUnit, UsageKind
 
 # Taken for a while rather than locked: no lock may be held while the Ledger is asked. Two servers
-# that deliver the same unit do no harm, since the Ledger charges it once.
+# that deliver the same unit do no harm, since the Ledger charges it once. A correction waits until
+# the Ledger has what it corrects.
 _TAKE = """
 WITH due AS (
     SELECT call_id FROM usage_units
     WHERE state = 'SETTLED' AND record_time IS NULL AND record_due_time <= cogni_now()
         AND record_problem IS DISTINCT FROM 'CONFLICT'
+        AND (corrects_call_id IS NULL OR EXISTS (
+            SELECT 1 FROM usage_units AS corrected_unit
+            WHERE corrected_unit.call_id = usage_units.corrects_call_id
+                AND corrected_unit.record_time IS NOT NULL))
     ORDER BY record_due_time LIMIT $1 FOR UPDATE SKIP LOCKED
 )
 UPDATE usage_units SET record_due_time = cogni_now() + $2
@@ -47,7 +52,10 @@ WHERE finish_time IS NOT NULL AND close_time IS NULL
     )
 ORDER BY finish_time LIMIT $1
 """
-# A unit that arrived since the run was read keeps it open: the next round closes it as it is.
+# A unit that arrived since the run was read keeps it open: the next round closes it as it is. The
+# lock comes first, in a statement of its own: a correction that is committed while this one waits
+# for it must be counted.
+_LOCK = "SELECT 1 FROM runs WHERE run_id = $1 FOR UPDATE"
 _CLOSED = """
 UPDATE runs SET close_time = cogni_now(), close_version = close_version + 1
 WHERE run_id = $1 AND close_time IS NULL
@@ -87,6 +95,7 @@ async def to_close(tx: Connection, limit: int) -> list[Closing]:
 
 async def note_closed(tx: Connection, closing: Closing) -> None:
     """Note that the Ledger has closed the run with exactly these units."""
+    await tx.execute(_LOCK, closing.run_id)
     await tx.execute(_CLOSED, closing.run_id, len(closing.call_ids))
 
 
@@ -108,6 +117,7 @@ def _unit(row: Row) -> SettledUnit:
         cost=Amount.of(row["cost_asset"], row["cost_value"]),
         rework=row["rework"],
         estimated=row["estimated"],
+        corrects=text_of(row["corrects_call_id"]) or "",
         occur_time=row["occur_time"],
         traceparent=row["traceparent"],
     )

@@ -14,12 +14,13 @@ _HELD = """
 SELECT 1 FROM run_leases WHERE run_id = $1 AND epoch = $2 AND holder IS NOT NULL AND NOT sealed
 FOR SHARE
 """
-# A pending call counts with the most it can cost, a settled one with what it did cost.
+# A pending call counts with the most it can cost, a settled one with what it did cost; an estimate
+# that was corrected counts no more.
 _COMMITTED = """
 SELECT coalesce(sum(CASE WHEN state = 'SETTLED' THEN cost_value
                          ELSE (estimate -> 'cost' ->> 'value')::numeric END), 0)
 FROM usage_units
-WHERE {scope} = $1 AND call_id <> $2
+WHERE {scope} = $1 AND call_id <> $2 AND NOT corrected
     AND $3 = CASE WHEN state = 'SETTLED' THEN cost_asset ELSE estimate -> 'cost' ->> 'asset' END
 """
 _COMMITTED_UNDER_GRANT = _COMMITTED.format(scope="grant_id")

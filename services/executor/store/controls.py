@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from services.executor.amounts import Amount
+from services.executor.grants import ToolPermission
+from services.executor.permissions import permissions_from_json
 from services.executor.runs import CancelReason
 from services.executor.store.budgets import Limits
 from services.executor.store.events import Connection
@@ -24,6 +26,7 @@ WHERE run_id = ANY ($1::uuid[])
 _BRIEFING = """
 SELECT cancel_reason, cancel_comment, grants.account_id, grants.budget_asset,
     grants.budget_value, max_cost_asset, max_cost_value,
+    CASE WHEN grants.tools::text LIKE '%"mcp_tool"%' THEN grants.tools END AS pinned_tools,
     CASE WHEN grants.state = 'ACTIVE' AND grants.expire_time <= cogni_now() THEN 'EXPIRED'
          ELSE grants.state END AS grant_state,
     (SELECT coalesce(sum(longest), interval '0') FROM (
@@ -33,7 +36,7 @@ SELECT cancel_reason, cancel_comment, grants.account_id, grants.budget_asset,
         WHERE run_id = $1 AND answer IS NOT NULL) AS answers,
     CASE WHEN $2 > 1 THEN (SELECT json_object_agg(node, calls) FROM (
         SELECT node, count(*) AS calls FROM usage_units
-        WHERE run_id = $1 AND attempt < $2 AND occur_time > coalesce(
+        WHERE run_id = $1 AND attempt < $2 AND corrects_call_id IS NULL AND occur_time > coalesce(
             (SELECT max(create_time) FROM checkpoints WHERE run_id = $1), '-infinity')
         GROUP BY node) AS lost) END AS lost_calls
 FROM runs JOIN grants USING (grant_id) WHERE run_id = $1
@@ -65,6 +68,8 @@ class Briefing:
     waited: timedelta
     answers: dict[str, Json]
     lost_calls: dict[str, int]
+    #: The grant's permissions for tools of MCP servers.
+    pinned_tools: tuple[ToolPermission, ...] = ()
 
 
 async def stops(tx: Connection, run_ids: Sequence[str]) -> list[Stop]:
@@ -88,6 +93,11 @@ async def briefing(tx: Connection, run_id: str, attempt: int) -> Briefing:
         waited=row["waited"],
         answers=json_of(row["answers"]) or {},
         lost_calls=json_of(row["lost_calls"]) or {},
+        pinned_tools=tuple(
+            each
+            for each in permissions_from_json(json_of(row["pinned_tools"]) or [])
+            if each.mcp_tool is not None
+        ),
     )
 
 

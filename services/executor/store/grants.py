@@ -1,7 +1,7 @@
 """Keeps grants: creates them once per request, reads them under a lock, ends them for good."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.executor.amounts import Amount
-from services.executor.grants import Grant, GrantRequest, GrantState
+from services.executor.grants import Grant, GrantRequest, GrantState, ToolPermission
 from services.executor.permissions import permissions_from_json, permissions_to_json
 from services.executor.store.events import Connection
 from services.executor.store.rows import Row, json_of
@@ -85,22 +85,25 @@ async def create(
     request_id: str,
     owner: str,
     request: GrantRequest,
+    pinned: Sequence[ToolPermission] | None = None,
 ) -> KnownGrant:
     """Create the grant, or return the one that the request_id made before.
 
-    Waits for a concurrent transaction that is creating it.
+    `pinned` is what is kept of the requested tools. Waits for a concurrent transaction that is
+    creating it.
     """
-    tools = permissions_to_json(request.tools)
+    asked = permissions_to_json(request.tools)
+    kept = asked if pinned is None else permissions_to_json(pinned)
     await tx.fetchval(
         _CREATE,
         grant_id,
         tenant_id,
         request_id,
-        request.content_hash(owner, tools),
+        request.content_hash(owner, asked),
         owner,
         request.display_name,
         list(request.graph_ids),
-        json.dumps(tools),
+        json.dumps(kept),
         list(request.connection_ids),
         request.account_id,
         request.budget.asset if request.budget else None,

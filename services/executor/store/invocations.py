@@ -39,6 +39,11 @@ _SEND = """
 UPDATE invocations SET state = 'SENT', sent_time = cogni_now(), connection_id = $3
 WHERE invocation_id = $1 AND attempt = $2 AND state = 'REQUESTED'
 """
+# Allowed by the grant, and then found to be another tool than the granted one.
+_DENY = """
+UPDATE invocations SET decision = 'DENIED', reason = $3, message = $4
+WHERE invocation_id = $1 AND attempt = $2 AND state = 'REQUESTED'
+"""
 _FINISH = """
 UPDATE invocations SET state = $3, result = $4, error_type = $5, error_message = $6,
     finish_time = cogni_now()
@@ -73,9 +78,11 @@ class Requested:
     tool: str
     node: str
     effect: ToolEffect
-    #: Whose credential the tool needs; None when it needs none.
+    #: Whose credential the tool needs, or prefers; None when it needs none.
     provider: str | None
     arguments_digest: bytes
+    #: The MCP server's that the tool belongs to; None for a tool of the graph's own.
+    mcp_provider: str | None = None
 
 
 @dataclass(frozen=True)
@@ -151,6 +158,11 @@ async def decide(
 def send(invocation_id: str, attempt: int, connection_id: str | None) -> Write:
     """Write that the tool runs from now on: from here to its outcome nobody knows what it did."""
     return Write(_SEND, (invocation_id, attempt, connection_id))
+
+
+def deny(invocation_id: str, attempt: int, decision: Decision) -> Write:
+    """Write that an invocation which was allowed is denied after all, before it was sent."""
+    return Write(_DENY, (invocation_id, attempt, decision.reason, decision.message))
 
 
 def finish(invocation_id: str, attempt: int, result: bytes | None) -> Write:

@@ -106,11 +106,11 @@ SELECT count(*) FILTER (WHERE kind = 'LLM_CALL') AS model_calls,
     coalesce(bool_or(estimated), false) AS estimated,
     coalesce(sum((actual->>'input_tokens')::bigint), 0)::bigint AS input_tokens,
     coalesce(sum((actual->>'output_tokens')::bigint), 0)::bigint AS output_tokens
-FROM usage_units WHERE run_id = $1
+FROM usage_units WHERE run_id = $1 AND NOT corrected
 """
 _COSTS = """
 SELECT cost_asset AS asset, sum(cost_value) AS value FROM usage_units
-WHERE run_id = $1 AND cost_asset IS NOT NULL GROUP BY 1 ORDER BY 1
+WHERE run_id = $1 AND cost_asset IS NOT NULL AND NOT corrected GROUP BY 1 ORDER BY 1
 """
 
 

@@ -7,6 +7,8 @@ from decimal import Decimal
 from services.executor.amounts import Amount
 from services.executor.store.events import Connection
 from services.executor.store.journal import Write
+from services.executor.store.rows import json_of
+from services.runtime.ids import derive_id
 
 _OPEN = """
 INSERT INTO usage_units (call_id, tenant_id, run_id, attempt, grant_id, account_id, kind, node,
@@ -14,11 +16,43 @@ INSERT INTO usage_units (call_id, tenant_id, run_id, attempt, grant_id, account_
 VALUES ($1, $2, $3, $4, $5, $6, 'LLM_CALL', $7, $8, $9, 'PENDING', $10, $11, cogni_now())
 ON CONFLICT (call_id) DO NOTHING
 """
-# By call id and state and not by the lease: what was used is a fact, whoever reports it.
+# By call id and state and not by the lease: what was used is a fact, whoever reports it. One that
+# comes after the call was settled from its estimate becomes a unit of its own that corrects it,
+# since the Ledger may have the estimate already; the run is then closed once more. The row is
+# locked first: whoever settles it at the same time is seen.
 _SETTLE = """
-UPDATE usage_units SET state = 'SETTLED', actual = $2, cost_asset = $3, cost_value = $4,
-    estimated = $5, provider_response_id = $6, settle_time = cogni_now()
-WHERE call_id = $1 AND state = 'PENDING'
+WITH known AS (
+    SELECT call_id, state, estimated AND NOT corrected AS correctable FROM usage_units
+    WHERE call_id = $1 FOR UPDATE
+), settled AS (
+    UPDATE usage_units SET state = 'SETTLED', actual = $2, cost_asset = $3, cost_value = $4,
+        estimated = $5, provider_response_id = $6, settle_time = cogni_now()
+    FROM known WHERE usage_units.call_id = known.call_id AND known.state = 'PENDING'
+), corrected AS (
+    UPDATE usage_units SET corrected = true
+    FROM known WHERE usage_units.call_id = known.call_id AND known.state = 'SETTLED'
+        AND known.correctable AND NOT $5
+    RETURNING usage_units.*
+), correction AS (
+    INSERT INTO usage_units (call_id, tenant_id, run_id, attempt, grant_id, account_id, kind, node,
+        model, provider, provider_response_id, invocation_id, state, estimate, actual, cost_asset,
+        cost_value, rework, occur_time, settle_time, corrects_call_id)
+    SELECT $7, tenant_id, run_id, attempt, grant_id, account_id, kind, node, model, provider, $6,
+        invocation_id, 'SETTLED', estimate, $2, $3, $4, rework, occur_time, cogni_now(), call_id
+    FROM corrected
+    RETURNING run_id
+)
+UPDATE runs SET close_time = NULL FROM correction WHERE runs.run_id = correction.run_id
+"""
+_OUTSTANDING = """
+SELECT coalesce(sum(figure) FILTER (WHERE recorded), 0) AS recorded,
+    json_object_agg(call_id, figure::text) FILTER (WHERE NOT pending AND NOT recorded) AS settled,
+    json_object_agg(call_id, figure::text) FILTER (WHERE pending) AS pending
+FROM (SELECT call_id, record_time IS NOT NULL AS recorded, state = 'PENDING' AS pending,
+          CASE WHEN state = 'SETTLED' THEN cost_value
+               ELSE (estimate -> 'cost' ->> 'value')::numeric END AS figure
+      FROM usage_units WHERE run_id = $1) AS units
+WHERE figure IS NOT NULL
 """
 _STALE = """
 SELECT usage_units.call_id, usage_units.estimate FROM usage_units
@@ -97,9 +131,45 @@ def settle_call(
     estimated: bool,
     provider_response_id: str,
 ) -> Write:
-    """Write what the call used, unless it is settled already; needs no lease."""
+    """Write what the call used; needs no lease.
+
+    A call that is settled stays as it is, and one that was settled from its estimate is corrected,
+    once.
+    """
+    return Write(_SETTLE, _settling(call_id, used.stored, cost, estimated, provider_response_id))
+
+
+def _settling(
+    call_id: str, used: str, cost: Amount | None, estimated: bool, provider_response_id: str
+) -> tuple[object, ...]:
     asset, value = (cost.asset, cost.value) if cost else (None, None)
-    return Write(_SETTLE, (call_id, used.stored, asset, value, estimated, provider_response_id))
+    correction_id = derive_id("correction", call_id)
+    return (call_id, used, asset, value, estimated, provider_response_id, correction_id)
+
+
+@dataclass(frozen=True)
+class Outstanding:
+    """A run's calls by call id, as far as the Ledger is not known to have charged them.
+
+    The most that each pending one can cost, and what each settled one did cost; `recorded` is
+    what those come to that the Ledger has. Calls of unknown price are in none of them.
+    """
+
+    pending: dict[str, Decimal]
+    settled: dict[str, Decimal]
+    recorded: Decimal
+
+
+async def outstanding(tx: Connection, run_id: str) -> Outstanding:
+    """Return what the run's calls of all attempts come to."""
+    row = await tx.fetchrow(_OUTSTANDING, run_id)
+    assert row is not None, "an aggregate has a row"
+    return Outstanding(_figures(row["pending"]), _figures(row["settled"]), row["recorded"])
+
+
+def _figures(stored: str | None) -> dict[str, Decimal]:
+    figures: dict[str, str] = json_of(stored) or {}
+    return {call_id: Decimal(figure) for call_id, figure in figures.items()}
 
 
 async def settle_stale(tx: Connection, older_than_seconds: float, limit: int) -> int:
@@ -112,13 +182,7 @@ async def settle_stale(tx: Connection, older_than_seconds: float, limit: int) ->
     for row in rows:
         estimate = json.loads(row["estimate"])
         cost = estimate.pop("cost", None)
-        await tx.execute(
-            _SETTLE,
-            row["call_id"],
-            json.dumps(estimate),
-            cost["asset"] if cost else None,
-            None if cost is None else Decimal(cost["value"]),
-            True,
-            "",
-        )
+        most = Amount(cost["asset"], Decimal(cost["value"])) if cost else None
+        used = _settling(str(row["call_id"]), json.dumps(estimate), most, True, "")
+        await tx.execute(_SETTLE, *used)
     return len(rows)

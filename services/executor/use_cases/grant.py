@@ -10,12 +10,17 @@ from services.executor.runs import Cancellation, CancelReason
 from services.executor.store import audit, events, grants, owed
 from services.executor.use_cases.backing import Backing, current_traceparent, trace_id_of
 from services.executor.use_cases.check_resources import Resources, check_resources
+from services.executor.use_cases.pin_tools import ToolLists, pin_tools
 from services.executor.use_cases.stop_run import stop_runs_under
 from services.runtime.caller import Caller
 from services.runtime.errors import PeerError, not_found, reused_request_id, unavailable
 from services.runtime.ids import new_id
 
 _log = logging.getLogger(__name__)
+
+
+class Grantable(Resources, ToolLists, Protocol):
+    """What other services know of everything a grant names."""
 
 
 class Leases(Protocol):
@@ -26,23 +31,26 @@ class Leases(Protocol):
 
 
 async def create_grant(
-    on: Backing, resources: Resources, caller: Caller, request_id: str, request: GrantRequest
+    on: Backing, resources: Grantable, caller: Caller, request_id: str, request: GrantRequest
 ) -> Grant:
     """Create a grant owned by the caller, or return the one of an earlier same call.
 
-    Raises RESOURCE_NOT_OWNED when it names what the caller has no say over.
+    Raises RESOURCE_NOT_OWNED when it names what the caller has no say over, TOOL_CHANGED when an
+    MCP server does not have a tool that it names, or not as it was reviewed.
     """
     grant_id = new_id()
     content_hash = request.content_hash(caller.owner, permissions_to_json(request.tools))
     async with on.database.raw_tenant(caller.tenant_id) as tx:
         known_before = await grants.by_request(tx, caller.tenant_id, request_id)
+    pinned = request.tools
     if known_before is None:
         # Outside the transaction, which must not wait for another service; and not for repeats,
         # which succeed whatever has become of the resources.
         await check_resources(resources, caller, request)
+        pinned = await pin_tools(resources, caller, request)
     async with on.database.raw_tenant(caller.tenant_id) as tx:
         known = await grants.create(
-            tx, grant_id, caller.tenant_id, request_id, caller.owner, request
+            tx, grant_id, caller.tenant_id, request_id, caller.owner, request, pinned
         )
         if known.content_hash != content_hash:
             raise reused_request_id(request_id)

@@ -43,8 +43,9 @@ def entry(entry: Entry) -> entry_pb2.Entry:
 
 def outcome(outcome: UsageOutcome, index: int) -> usage_pb2.UsageOutcome:
     """Return the answer about the unit at `index` of a request."""
-    message = usage_pb2.UsageOutcome(
+    return usage_pb2.UsageOutcome(
         result=usage_pb2.UsageResult.ValueType(outcome.result),
+        charge=None if outcome.charge is None else charge(outcome.charge, with_unit=False),
         violations=[
             usage_pb2.UsageViolation(
                 field=f"units[{index}].{violation.field}", description=violation.description
@@ -52,9 +53,6 @@ def outcome(outcome: UsageOutcome, index: int) -> usage_pb2.UsageOutcome:
             for violation in outcome.violations
         ],
     )
-    if outcome.charge is not None:
-        message.charge.CopyFrom(charge(outcome.charge, with_unit=False))
-    return message
 
 
 def charge(charge: Charge, *, with_unit: bool) -> usage_pb2.Charge:

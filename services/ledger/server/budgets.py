@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from cogni.ledger.v1 import ledger_service_pb2 as pb
 from services.ledger.convert import budgets as budget_messages
-from services.ledger.server.parts import Context, Parts
+from services.ledger.server.parts import Context, Parts, tenant_and_id
 from services.runtime.caller import current_caller
 from services.runtime.paging import decode_page_token, encode_page_token, page_limit
 
@@ -34,11 +34,11 @@ class BudgetRpcs:
     ) -> pb.ListBudgetsResponse:
         tenant_id = current_caller().tenant_id
         bound_to = ["budgets", tenant_id, request.state]
-        key = decode_page_token(request.page_token, bound_to=bound_to)
+        after = tenant_and_id(decode_page_token(request.page_token, bound_to=bound_to))
         found, last = await self._parts.budgeting.list_page(
             tenant_id,
             request.state,
-            None if key is None else (key[0], key[1]),
+            after,
             page_limit(request.page_size),
         )
         return pb.ListBudgetsResponse(

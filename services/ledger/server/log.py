@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from cogni.ledger.v1 import ledger_service_pb2 as pb
 from services.ledger.convert import entries as entry_messages
 from services.ledger.convert.scalars import moment_of
-from services.ledger.server.parts import Context, Parts
+from services.ledger.server.parts import Context, Parts, sequence_of
 from services.ledger.store.entries import EntryFilter
 from services.runtime.caller import current_caller
 from services.runtime.paging import decode_page_token, encode_page_token, page_limit
@@ -23,14 +23,14 @@ class LogRpcs:
     ) -> pb.ListEntriesResponse:
         tenant_id = current_caller().tenant_id
         bound_to = ["entries", tenant_id, request.account_id, request.run_id, request.kind]
-        before = decode_page_token(request.page_token, bound_to=bound_to) or [None]
+        before = sequence_of(decode_page_token(request.page_token, bound_to=bound_to))
         limit = page_limit(request.page_size)
         found = await self._parts.statements.list_entries(
             tenant_id,
             kind=request.kind,
             account_id=request.account_id,
             run_id=request.run_id,
-            before=before[0],
+            before=before,
             limit=limit + 1,
         )
         response = pb.ListEntriesResponse(
@@ -49,10 +49,10 @@ class LogRpcs:
         end_time = moment_of(request.end_time) if request.HasField("end_time") else None
         ends = end_time.isoformat() if end_time else ""
         bound_to = ["statement", tenant_id, request.account_id, start_time.isoformat(), ends]
-        after = decode_page_token(request.page_token, bound_to=bound_to) or [0]
+        after = sequence_of(decode_page_token(request.page_token, bound_to=bound_to)) or 0
         limit = page_limit(request.page_size)
         statement = await self._parts.statements.of_account(
-            tenant_id, request.account_id, start_time, end_time, after=after[0], limit=limit + 1
+            tenant_id, request.account_id, start_time, end_time, after=after, limit=limit + 1
         )
         token = ""
         if len(statement.entries) > limit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeAlias
+from uuid import UUID
 
 import grpc.aio
 
@@ -21,6 +22,9 @@ from services.ledger.reconciling import Reconciling
 from services.ledger.recording import Recording
 from services.ledger.statements import Statements
 from services.ledger.transferring import Transferring
+from services.runtime.paging import page_token_invalid
+
+_SEQUENCE_MAX = 2**63 - 1
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -44,6 +48,41 @@ class Parts:
     following: Following
 
 
-def time_and_id(key: list[str] | None) -> tuple[datetime, str] | None:
-    """Return the place in a list sorted by time and id that a page token keeps."""
-    return None if key is None else (datetime.fromisoformat(key[0]), key[1])
+def time_and_id(key: list[Any] | None) -> tuple[datetime, str] | None:
+    """Return the place in a list sorted by time and id that a page token keeps.
+
+    Tokens are not signed: one that a caller made up is refused like a damaged one.
+    """
+    if key is None:
+        return None
+    try:
+        moment, identity = key
+        place = (datetime.fromisoformat(moment), str(UUID(identity)))
+    except (TypeError, ValueError, AttributeError):
+        raise page_token_invalid() from None
+    if place[0].tzinfo is None:
+        raise page_token_invalid()
+    return place
+
+
+def tenant_and_id(key: list[Any] | None) -> tuple[str, str] | None:
+    """Return the place in a list sorted by tenant and id that a page token keeps."""
+    if key is None:
+        return None
+    try:
+        tenant_id, identity = key
+        place = (tenant_id, str(UUID(identity)))
+    except (TypeError, ValueError, AttributeError):
+        raise page_token_invalid() from None
+    if not isinstance(tenant_id, str):
+        raise page_token_invalid()
+    return place
+
+
+def sequence_of(key: list[Any] | None) -> int | None:
+    """Return the place in the log that a page token keeps."""
+    if key is None:
+        return None
+    if len(key) != 1 or type(key[0]) is not int or not 0 <= key[0] <= _SEQUENCE_MAX:
+        raise page_token_invalid()
+    return key[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cogni.ledger.v1 import ledger_service_pb2 as pb
 from services.ledger.convert import entries as entry_messages
 from services.ledger.convert import usage as usage_messages
-from services.ledger.server.parts import Context, Parts
+from services.ledger.server.parts import Context, Parts, sequence_of
 from services.runtime.caller import Caller, CallerKind, current_caller
 from services.runtime.errors import denied
 from services.runtime.paging import decode_page_token, encode_page_token, page_limit
@@ -32,10 +32,10 @@ class UsageRpcs:
         caller = current_caller()
         _check_own_run(caller, request.run_id)
         bound_to = ["run", caller.tenant_id, request.run_id]
-        after = decode_page_token(request.page_token, bound_to=bound_to) or [0]
+        after = sequence_of(decode_page_token(request.page_token, bound_to=bound_to)) or 0
         limit = page_limit(request.page_size)
         statement = await self._parts.statements.of_run(
-            caller.tenant_id, request.run_id, after=after[0], limit=limit + 1
+            caller.tenant_id, request.run_id, after=after, limit=limit + 1
         )
         token = ""
         if len(statement.charges) > limit:

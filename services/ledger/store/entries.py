@@ -59,23 +59,39 @@ ORDER BY sequence DESC LIMIT $4
 """
 
 
-_FORWARD = """
+_RANGE = """tenant_id = $1 AND sequence > $2 AND sequence <= $3
+  AND ($4::timestamptz IS NULL OR record_time >= $4)
+  AND ($5::timestamptz IS NULL OR record_time < $5)"""
+
+# One statement per way to look: as one with optional filters, a kept plan would read the whole log
+# to find the few entries of a run or an account.
+_FORWARD = f"SELECT * FROM entries WHERE {_RANGE} ORDER BY sequence LIMIT $6"
+
+_FORWARD_OF_RUN = f"""
 SELECT * FROM entries
-WHERE tenant_id = $1 AND sequence > $2 AND sequence <= $3
-  AND ($4::uuid IS NULL OR $4 IN (debit_account_id, credit_account_id))
-  AND ($5::uuid IS NULL OR run_id = $5)
-  AND ($6::timestamptz IS NULL OR record_time >= $6)
-  AND ($7::timestamptz IS NULL OR record_time < $7)
-ORDER BY sequence LIMIT $8
+WHERE {_RANGE} AND run_id = $7 AND ($8::uuid IS NULL OR $8 IN (debit_account_id, credit_account_id))
+ORDER BY sequence LIMIT $6
 """
 
-_COUNT = """
+_FORWARD_OF_ACCOUNT = f"""
+SELECT * FROM (
+    (SELECT * FROM entries WHERE {_RANGE} AND debit_account_id = $7 ORDER BY sequence LIMIT $6)
+    UNION ALL
+    (SELECT * FROM entries WHERE {_RANGE} AND credit_account_id = $7 ORDER BY sequence LIMIT $6)
+) AS either
+ORDER BY sequence LIMIT $6
+"""
+
+_COUNT = f"SELECT count(*) FROM entries WHERE {_RANGE}"
+
+_COUNT_OF_RUN = f"""
 SELECT count(*) FROM entries
-WHERE tenant_id = $1 AND sequence > $2 AND sequence <= $3
-  AND ($4::uuid IS NULL OR $4 IN (debit_account_id, credit_account_id))
-  AND ($5::uuid IS NULL OR run_id = $5)
-  AND ($6::timestamptz IS NULL OR record_time >= $6)
-  AND ($7::timestamptz IS NULL OR record_time < $7)
+WHERE {_RANGE} AND run_id = $6 AND ($7::uuid IS NULL OR $7 IN (debit_account_id, credit_account_id))
+"""
+
+_COUNT_OF_ACCOUNT = f"""
+SELECT (SELECT count(*) FROM entries WHERE {_RANGE} AND debit_account_id = $6)
+     + (SELECT count(*) FROM entries WHERE {_RANGE} AND credit_account_id = $6)
 """
 
 _RECORD_TIME = "SELECT record_time FROM entries WHERE tenant_id = $1 AND sequence = $2"
@@ -102,29 +118,36 @@ class EntryFilter:
         """Return the same for a part of the log."""
         return replace(self, after=after, last=last)
 
-    def arguments(self) -> tuple[Any, ...]:
-        """Return the parameters of the queries."""
-        return (
-            self.tenant_id,
-            self.after,
-            self.last,
-            self.account_id or None,
-            self.run_id or None,
-            self.start_time,
-            self.end_time,
-        )
+    def range(self) -> tuple[Any, ...]:
+        """Return the parameters of _RANGE."""
+        return (self.tenant_id, self.after, self.last, self.start_time, self.end_time)
 
 
 async def list_forward(tx: Transaction, wanted: EntryFilter, limit: int) -> list[Entry]:
     """Return up to `limit` wanted entries, the oldest first."""
-    return [entry_of(row) for row in await tx.fetch(_FORWARD, *wanted.arguments(), limit)]
+    within = (*wanted.range(), limit)
+    if wanted.run_id:
+        of_run = (wanted.run_id, wanted.account_id or None)
+        rows = await tx.fetch(_FORWARD_OF_RUN, *within, *of_run)
+    elif wanted.account_id:
+        rows = await tx.fetch(_FORWARD_OF_ACCOUNT, *within, wanted.account_id)
+    else:
+        rows = await tx.fetch(_FORWARD, *within)
+    return [entry_of(row) for row in rows]
 
 
 async def count(tx: Transaction, wanted: EntryFilter) -> int:
     """Return how many entries are wanted."""
+    found: int
     if not wanted.is_filtered:
-        return max(0, wanted.last - wanted.after)
-    found: int = await tx.fetchval(_COUNT, *wanted.arguments())
+        found = max(0, wanted.last - wanted.after)
+    elif wanted.run_id:
+        of_run = (wanted.run_id, wanted.account_id or None)
+        found = await tx.fetchval(_COUNT_OF_RUN, *wanted.range(), *of_run)
+    elif wanted.account_id:
+        found = await tx.fetchval(_COUNT_OF_ACCOUNT, *wanted.range(), wanted.account_id)
+    else:
+        found = await tx.fetchval(_COUNT, *wanted.range())
     return found
 
 

@@ -24,26 +24,28 @@ _START = "INSERT INTO gap_checks (tenant_id, sequence) VALUES ($1, 0) ON CONFLIC
 
 _ADVANCE = "UPDATE gap_checks SET sequence = $2 WHERE tenant_id = $1"
 
+# LATERAL looks each run up by its index whatever the planner believes about the table. As joins, a
+# plan from when the log was small scans all of it once per run: then no sweep ended in its time.
 _COMPARE = """
-WITH touched AS (
+WITH touched AS MATERIALIZED (
     SELECT DISTINCT run_id FROM entries
     WHERE tenant_id = $1 AND sequence > $2 AND sequence <= $3 AND kind = 2 AND run_id IS NOT NULL
-), counted AS (
-    SELECT e.run_id, count(*) AS units,
+)
+SELECT t.run_id, counted.units, counted.digest, latest.unit_count, latest.units_digest
+FROM touched AS t
+CROSS JOIN LATERAL (
+    SELECT count(*) AS units,
            sha256(convert_to(string_agg(
                e.source_system || ' ' || e.source_reference || E'\\n', ''
                ORDER BY e.source_system || ' ' || e.source_reference || E'\\n'), 'UTF8')) AS digest
-    FROM entries AS e JOIN touched AS t USING (run_id)
-    WHERE e.tenant_id = $1 AND e.kind = 2
-    GROUP BY e.run_id
-), latest AS (
-    SELECT DISTINCT ON (c.run_id) c.run_id, c.unit_count, c.units_digest
-    FROM run_closes AS c JOIN touched AS t USING (run_id)
-    WHERE c.tenant_id = $1
-    ORDER BY c.run_id, c.version DESC
-)
-SELECT run_id, units, digest, unit_count, units_digest
-FROM counted LEFT JOIN latest USING (run_id)
+    FROM entries AS e
+    WHERE e.tenant_id = $1 AND e.run_id = t.run_id AND e.kind = 2
+) AS counted
+LEFT JOIN LATERAL (
+    SELECT unit_count, units_digest FROM run_closes
+    WHERE tenant_id = $1 AND run_id = t.run_id
+    ORDER BY version DESC LIMIT 1
+) AS latest ON true
 """
 
 # A gap keeps the time it was first seen, but a run that is still at work is not yet unclosed.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 
@@ -11,6 +11,7 @@ import asyncpg
 
 from services.ledger.entries import Draft, Entry
 from services.ledger.merkle import Node
+from services.ledger.money import EXACT
 from services.ledger.store import RaceLostError, Transaction
 from services.ledger.units import Key
 
@@ -20,7 +21,8 @@ ENTRIES_CHANNEL = "ledger_entries"
 _NOTIFICATION_LENGTH_MAX = 7_000
 
 _LOCK_HEADS = """
-SELECT tenant_id, tree_size, frontier, last_leaf_hash, last_record_time, cogni_now() AS now
+SELECT tenant_id, tree_size, frontier, last_leaf_hash, last_record_time, cogni_now() AS now,
+       price_epoch
 FROM log_heads WHERE tenant_id = ANY($1) ORDER BY tenant_id FOR NO KEY UPDATE
 """
 
@@ -82,6 +84,11 @@ class LogHead:
     last_leaf_hash: bytes
     last_record_time: datetime | None
     now: datetime
+    price_epoch: int
+
+    def copy(self) -> LogHead:
+        """Return the same head, to move on alone."""
+        return replace(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +150,9 @@ async def carry(tx: Transaction, tenant_id: str, account_id: str, remainder: Dec
     Only under the tenant's head. What is returned leaves the account's carried part: the caller
     posts it.
     """
-    carried = Decimal(await tx.fetchval(_CARRIED, tenant_id, account_id)) + remainder
+    carried = EXACT.add(await tx.fetchval(_CARRIED, tenant_id, account_id), remainder)
     whole = int(carried)
-    await tx.execute(_CARRY, tenant_id, account_id, carried - whole)
+    await tx.execute(_CARRY, tenant_id, account_id, EXACT.subtract(carried, Decimal(whole)))
     return whole
 
 
@@ -182,7 +189,7 @@ async def write(tx: Transaction, appendix: Appendix) -> None:
             [head.last_leaf_hash for _, head in heads],
             [head.last_record_time for _, head in heads],
             ENTRIES_CHANNEL,
-            _notification(tenant_id for tenant_id, _ in heads),
+            notification(tenant_id for tenant_id, _ in heads),
         )
     except asyncpg.UniqueViolationError as error:
         raise RaceLostError from error
@@ -214,6 +221,7 @@ def _entry_columns(entries: list[Entry]) -> list[list[object]]:
     ]
 
 
-def _notification(tenant_ids: Iterable[str]) -> str:
+def notification(tenant_ids: Iterable[str]) -> str:
+    """Return what listeners are told about a batch of these tenants."""
     text = ",".join(tenant_ids)
     return text if len(text) <= _NOTIFICATION_LENGTH_MAX else "*"

@@ -58,9 +58,15 @@ def uuid(field: str = "") -> Rule:
 
 
 def text(
-    field: str = "", *, max_length: int, pattern: str | None = None, min_length: int = 0
+    field: str = "",
+    *,
+    max_length: int,
+    pattern: str | None = None,
+    says: str = "",
+    min_length: int = 0,
 ) -> Rule:
-    """A text of bounded length (characters) that matches `pattern` as a whole."""
+    """A text of bounded length (characters) that matches `pattern` as a whole; `says` is what
+    people are told instead of the pattern."""
     compiled = re.compile(pattern) if pattern is not None else None
 
     def check(value: str) -> str | None:
@@ -72,7 +78,7 @@ def text(
         if "\x00" in value:
             return "must not contain a NUL character"
         if compiled is not None and compiled.fullmatch(value) is None:
-            return f"must match {pattern}"
+            return says or f"must match {pattern}"
         return None
 
     return value_rule(field, check)

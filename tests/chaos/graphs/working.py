@@ -20,7 +20,8 @@ class State(TypedDict, total=False):
 
 
 def model() -> object:
-    return chat_model("openai/chaos", api_base=os.environ["CHAOS_PROVIDER"], api_key="none")
+    # A model with a price: the run works under a hold.
+    return chat_model("openai/gpt-4o-mini", api_base=os.environ["CHAOS_PROVIDER"], api_key="none")
 
 
 @tool(effects="outward", idempotent=True)

@@ -59,6 +59,13 @@ def duration(text: str) -> timedelta:
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
+def now() -> Timestamp:
+    """This moment, by the clock of this machine."""
+    moment = Timestamp()
+    moment.FromDatetime(datetime.now(UTC))
+    return moment
+
+
 def after(text: str) -> Timestamp:
     """The moment a duration from now."""
     moment = Timestamp()

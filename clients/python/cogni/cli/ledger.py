@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cogni.cli import proofs
+from cogni.cli import price_cards, proofs, statements
 from cogni.cli.arguments import (
     IdOption,
     JsonOption,
@@ -14,39 +14,37 @@ from cogni.cli.arguments import (
     RequestIdOption,
     amount,
     enum_value,
+    moment,
     request_id,
 )
 from cogni.cli.output import (
     amount_of,
-    console,
     name_of,
     pages,
-    print_json,
     show,
     show_all,
     show_created,
     time_of,
 )
+from cogni.cli.reconcile import reconcile
 from cogni.client import Client
 from cogni.ledger.v1.account_pb2 import Account, AccountKind
 from cogni.ledger.v1.entry_pb2 import Entry, EntryKind
 from cogni.ledger.v1.ledger_service_pb2 import (
     CreateAccountRequest,
     GetAccountRequest,
-    GetRunStatementRequest,
     ListAccountsRequest,
     ListEntriesRequest,
-    ListPriceCardsRequest,
     TransferRequest,
 )
-from cogni.ledger.v1.price_card_pb2 import PriceCard
-from cogni.ledger.v1.statement_pb2 import RunStatement
-from cogni.ledger.v1.usage_pb2 import Charge
 
 app = typer.Typer(help="The Ledger: accounts and charges.", no_args_is_help=True)
 accounts = typer.Typer(help="Accounts.", no_args_is_help=True)
 app.add_typer(accounts, name="accounts")
+app.add_typer(price_cards.app, name="price-cards")
 proofs.register(app)
+statements.register(app)
+app.command()(reconcile)
 
 
 @accounts.command("create")
@@ -76,11 +74,18 @@ def create_account(
 
 @accounts.command("get")
 def get_account(
-    account: Annotated[str, typer.Argument(metavar="ACCOUNT_ID")], as_json: JsonOption = False
+    account: Annotated[str, typer.Argument(metavar="ACCOUNT_ID")],
+    at: Annotated[
+        str, typer.Option(help="The balance as it was then, like 2026-12-01T00:00:00Z.")
+    ] = "",
+    as_json: JsonOption = False,
 ) -> None:
-    """Show one account and its balance."""
+    """Show one account and its balance, now or at a time."""
+    request = GetAccountRequest(account_id=account)
+    if at:
+        request.balance_time.CopyFrom(moment(at))
     with Client() as client:
-        show(client.ledger.GetAccount(GetAccountRequest(account_id=account)).account, as_json)
+        show(client.ledger.GetAccount(request).account, as_json)
 
 
 @accounts.command("list")
@@ -128,50 +133,6 @@ def transfer(
 
 
 @app.command()
-def statement(
-    run: Annotated[str, typer.Argument(metavar="RUN_ID")], as_json: JsonOption = False
-) -> None:
-    """Show what a run cost, charge by charge."""
-    with Client() as client:
-        response = client.ledger.GetRunStatement(GetRunStatementRequest(run_id=run))
-    if as_json:
-        print_json(response.statement)
-        return
-    print_statement(response.statement)
-
-
-def print_statement(found: RunStatement) -> None:
-    show_all(
-        found.charges,
-        ("what", "attempt", "tokens", "charge", "marks", "reference"),
-        _charge_row,
-        False,
-    )
-    for total in found.totals:
-        console().print(f"total {amount_of(total.charged)}")
-
-
-def _charge_row(charge: Charge) -> tuple[str, ...]:
-    unit = charge.unit
-    kind = unit.WhichOneof("kind") or ""
-    what = {
-        "llm_call": unit.llm_call.model,
-        "tool_call": unit.tool_call.tool,
-        "compute_time": unit.compute_time.resource,
-        "custom_units": unit.custom_units.unit,
-    }.get(kind, kind)
-    marks = (("estimated", unit.estimated), ("rework", unit.rework))
-    return (
-        what,
-        str(unit.attempt),
-        str(sum(count.count for count in unit.llm_call.token_counts) or ""),
-        amount_of(charge.amount),
-        " ".join(word for word, on in marks if on),
-        unit.source_reference,
-    )
-
-
-@app.command()
 def entries(
     account: Annotated[str, typer.Option(help="Only this account.")] = "",
     run: Annotated[str, typer.Option(help="Only this run.")] = "",
@@ -196,29 +157,6 @@ def entries(
         show_all(
             pages(client.ledger.ListEntries, request, "entries", limit),
             ("sequence", "time", "kind", "amount", "debit", "credit", "for"),
-            row,
-            as_json,
-        )
-
-
-@app.command("price-cards")
-def price_cards(limit: LimitOption = 50, as_json: JsonOption = False) -> None:
-    """List price cards."""
-
-    def row(card: PriceCard) -> tuple[str, ...]:
-        return (
-            card.price_card_id,
-            str(card.version),
-            card.display_name,
-            card.asset,
-            str(len(card.model_prices)),
-            time_of(card.effective_time),
-        )
-
-    with Client() as client:
-        show_all(
-            pages(client.ledger.ListPriceCards, ListPriceCardsRequest(), "price_cards", limit),
-            ("price_card_id", "version", "name", "asset", "models", "effective"),
             row,
             as_json,
         )

@@ -12,16 +12,24 @@ import typer
 from google.protobuf import json_format
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from cogni.cli.arguments import JsonOption
+from cogni.cli.arguments import JsonOption, moment
 from cogni.cli.output import console, print_json, show
 from cogni.client import Client
-from cogni.client.ledger_verify import VerificationError, verify_export, verify_receipt
+from cogni.client.ledger_verify import (
+    VerificationError,
+    open_note,
+    verify_consistency,
+    verify_export,
+    verify_receipt,
+)
 from cogni.ledger.v1.ledger_service_pb2 import (
     ExportEntriesRequest,
     ExportFormat,
+    GetConsistencyProofRequest,
     GetReceiptRequest,
     GetTreeHeadRequest,
 )
+from cogni.ledger.v1.proof_pb2 import TreeHead
 
 EXIT_NOT_PROVEN = 4
 
@@ -50,12 +58,19 @@ def export(
     ] = False,
     account: Annotated[str, typer.Option(help="Only this account.")] = "",
     run: Annotated[str, typer.Option(help="Only this run.")] = "",
+    start: Annotated[str, typer.Option("--from", help="Only entries recorded from then on.")] = "",
+    end: Annotated[str, typer.Option("--to", help="Only entries recorded before.")] = "",
 ) -> None:
-    """Write the tenant's entries to a file that `cogni ledger verify` can check."""
+    """Write the tenant's entries to a file: all of them for `cogni ledger verify`, or a statement.
+
+    Only the whole log can be verified; of an account, a run or a period the file is what it says.
+    """
     request = ExportEntriesRequest(
         format=ExportFormat.EXPORT_FORMAT_CSV if csv else ExportFormat.EXPORT_FORMAT_JSON_LINES,
         account_id=account,
         run_id=run,
+        start_time=moment(start) if start else None,
+        end_time=moment(end) if end else None,
     )
     # A broken export must not look like a whole one: it gets its name when it is complete.
     partial = path.with_name(f"{path.name}.partial")
@@ -145,11 +160,58 @@ def receipt(
     sys.stdout.write(json.dumps(json_format.MessageToDict(found)) + "\n")
 
 
-def tree_head(as_json: JsonOption = False) -> None:
-    """Show the signed head of the tenant's log, and the key that verifies it."""
+def tree_head(
+    since: Annotated[
+        Path | None,
+        typer.Option(help="A head that was kept, as printed with --json: prove growth since."),
+    ] = None,
+    key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the signed head of the tenant's log, and the key that verifies it.
+
+    Keep what it prints: with --since it shows later that nothing was changed or removed since.
+    Exits 4 when something was.
+    """
+    kept = None if since is None else _kept_head(since)
     with Client() as client:
         head = client.ledger.GetTreeHead(GetTreeHeadRequest()).tree_head
+        if kept is not None:
+            trusted = _key(key) or kept.verifier_key
+            grown = _check_growth(client, kept, head, trusted)
+            console().print(f"proven: the log only grew, from {grown[0]} to {grown[1]} entries")
     if as_json:
         print_json(head)
     else:
         show(head, False)
+
+
+def _kept_head(path: Path) -> TreeHead:
+    try:
+        return json_format.Parse(path.read_text(), TreeHead())
+    except OSError as error:
+        raise typer.BadParameter(f"cannot read {path}: {error.strerror}") from None
+    except json_format.ParseError:
+        raise typer.BadParameter(f"{path} is no head that tree-head --json printed") from None
+
+
+def _check_growth(client: Client, kept: TreeHead, head: TreeHead, key: str) -> tuple[int, int]:
+    """Return both sizes; exits when the heads contradict each other or another key signed one."""
+    try:
+        first, second = open_note(kept.note, key), open_note(head.note, key)
+        if first.tree_size > second.tree_size:
+            raise VerificationError(
+                f"the log has {second.tree_size} entries now, and had {first.tree_size}"
+            )
+        hashes: list[bytes] = []
+        if 0 < first.tree_size < second.tree_size:
+            request = GetConsistencyProofRequest(
+                first_tree_size=first.tree_size, second_tree_size=second.tree_size
+            )
+            found = client.ledger.GetConsistencyProof(request).consistency_proof
+            hashes = list(found.hashes)
+        if first.tree_size > 0:
+            verify_consistency(first, second, hashes)
+    except VerificationError as error:
+        _not_proven(str(error))
+    return first.tree_size, second.tree_size

@@ -13,13 +13,19 @@ import binascii
 import hashlib
 import json
 import sys
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow
 from pathlib import Path
 from typing import Any
 
 _CHARGE = "CHARGE"
+# The hashes of so many leaves at most come in one line; a Ledger writes far fewer.
+_BLOCK_MAX = 100_000
+# Balances have up to 50 digits, more than Python adds by itself without rounding. What a file
+# claims beyond these digits is no sum of a Ledger's.
+_EXACT = Context(prec=100, traps=[Inexact, InvalidOperation, Overflow])
 
 
 class VerificationError(Exception):
@@ -80,15 +86,17 @@ def verify_receipt(receipt: dict[str, Any], key: str | None = None) -> SignedHea
     """
     tree_head = receipt["treeHead"]
     head = open_note(tree_head["note"], key or tree_head["verifierKey"])
+    leaves: list[dict[str, Any]] = []
     for each in receipt["entries"]:
         leaf = base64.b64decode(each["leaf"])
         sequence = int(each["sequence"])
-        if json.loads(leaf)["sequence"] != sequence:
+        leaves.append(json.loads(leaf))
+        if leaves[-1]["sequence"] != sequence:
             raise VerificationError(f"the leaf of entry {sequence} is another entry's", sequence)
         hashes = [base64.b64decode(h) for h in each["inclusionProof"].get("hashes", [])]
         if root_of(leaf_hash(leaf), sequence - 1, head.tree_size, hashes) != head.root_hash:
             raise VerificationError(f"entry {sequence} is not in the signed log", sequence)
-    _check_charge(receipt["charge"], json.loads(base64.b64decode(receipt["entries"][0]["leaf"])))
+    _check_charge(receipt["charge"], leaves)
     return head
 
 
@@ -176,7 +184,7 @@ def _header(line: bytes) -> dict[str, Any]:
         complete = {"tenant", "note", "verifier_key", "after_sequence", "last_sequence"}
         if header["cogni_ledger_export"] == 1 and complete <= header.keys():
             return header
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise VerificationError("this is no JSON-lines export of a Ledger")
 
@@ -189,30 +197,30 @@ class _Reading:
         self._verified = Verified(head)
         self._leaves, self._listed = _Tree(), _Tree()
         self._books = _Books()
+        self._difference = _Difference()
         self._previous = hashlib.sha256(b"").digest()
         self._expected = 1
-        self._block: dict[int, bytes] = {}
-        #: The first doubt of each kind. What the hash list says counts only if it is the signed
-        #: log's own; what the order, the links and the sums say counts by itself.
+        #: The first doubt of each kind. They count by themselves, so only where the list of
+        #: hashes is not the signed log's own: that one knows better.
         self._doubts: dict[str, VerificationError] = {}
 
     def read(self, line: bytes) -> None:
         """Take one line: a leaf, or the hashes of the leaves before it."""
         try:
             facts = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             facts = None
         if isinstance(facts, dict) and "leaf_hashes" in facts:
-            self._compare([bytes.fromhex(each) for each in facts["leaf_hashes"]])
+            self._list(facts["leaf_hashes"])
             return
         hash_ = leaf_hash(line)
         self._leaves.append(hash_)
+        self._difference.read(hash_)
         self._verified.entry_count += 1
         if not isinstance(facts, dict) or not isinstance(facts.get("sequence"), int):
             self._doubt("order", self._expected, "was altered: it is no entry")
             return
         self._place(facts)
-        self._block[facts["sequence"]] = hash_
         self._previous = hash_
         try:
             self._books.post(facts)
@@ -224,55 +232,89 @@ class _Reading:
 
     def finish(self) -> Verified:
         """Return what is proven, or raise the first doubt."""
-        if self._leaves.size < self._head.tree_size:
-            self._doubt("order", self._expected, "and all after it were removed")
+        is_listed = self._listed.root() == self._head.root_hash
         if self._leaves.root() != self._head.root_hash:
-            self._raise_first()
+            if is_listed:
+                first = self._difference.first()
+                raise VerificationError(f"entry {first} was altered, removed or moved", first)
+            if self._leaves.size < self._head.tree_size:
+                self._doubt("order", self._expected, "and all after it were removed")
+            if self._doubts:
+                raise min(self._doubts.values(), key=lambda doubt: doubt.sequence or 0)
             raise VerificationError(
                 "the leaves do not lead to the signed root, and nothing tells which was altered"
             )
         for doubt in self._doubts.values():
             # The operator signed a log that contradicts itself.
             raise doubt
+        if not is_listed:
+            raise VerificationError("the list of hashes was altered; the entries are as signed")
         return self._verified
-
-    def _raise_first(self) -> None:
-        is_signed = self._listed.root() == self._head.root_hash
-        kinds = {"order", "altered"} if is_signed else {"order", "link", "sums"}
-        doubts = [doubt for kind, doubt in self._doubts.items() if kind in kinds]
-        if doubts:
-            raise min(doubts, key=lambda doubt: doubt.sequence or 0)
 
     def _place(self, facts: dict[str, Any]) -> None:
         sequence, expected = facts["sequence"], self._expected
         if sequence != expected:
-            self._doubt("order", min(sequence, expected), "was removed, added or moved")
+            self._doubt("order", expected, "was altered, removed or moved")
         if facts.get("tenant") != self._tenant:
             self._doubt("order", sequence, "is of another tenant's log")
         if sequence == expected and facts.get("previous") != self._previous.hex():
             self._doubt("link", max(1, expected - 1), "or the one after it was altered")
         self._expected = sequence + 1
 
-    def _compare(self, hashes: list[bytes]) -> None:
-        start = self._listed.size
-        for number, hash_ in enumerate(hashes, start + 1):
+    def _list(self, listed: Any) -> None:
+        try:
+            hashes = [bytes.fromhex(each) for each in listed]
+        except (TypeError, ValueError):
+            # The list leads nowhere from here on, so nothing it says counts.
+            hashes = [b""]
+        for hash_ in hashes:
             self._listed.append(hash_)
-            found = self._block.get(number)
-            if found is None:
-                self._doubt("altered", number, "was removed or altered")
-            elif found != hash_:
-                self._doubt("altered", number, "was altered")
-        self._block.clear()
+            self._difference.list(hash_)
 
     def _count(self, facts: dict[str, Any]) -> None:
         if facts["kind"] != _CHARGE:
             return
         totals, asset = self._verified.totals, facts["asset"]
         self._verified.charge_count += 1
-        totals[asset] = totals.get(asset, Decimal(0)) + Decimal(facts["price"]["amount"])
+        amount = Decimal(facts["price"]["amount"])
+        totals[asset] = _EXACT.add(totals.get(asset, Decimal(0)), amount)
 
     def _doubt(self, kind: str, sequence: int, what: str) -> None:
         self._doubts.setdefault(kind, VerificationError(f"entry {sequence} {what}", sequence))
+
+
+class _Difference:
+    """The first place at which the leaves are not those that the file's hashes list."""
+
+    def __init__(self) -> None:
+        self._agreed = 0
+        self._leaves: deque[bytes] = deque()
+        self._hashes: deque[bytes] = deque()
+        self._is_found = False
+
+    def read(self, hash_: bytes) -> None:
+        """Take the next leaf's hash."""
+        self._take(self._leaves, hash_)
+
+    def list(self, hash_: bytes) -> None:
+        """Take the next listed hash."""
+        self._take(self._hashes, hash_)
+
+    def first(self) -> int:
+        """Return the sequence of the first entry that differs, or that one side lacks."""
+        return self._agreed + 1
+
+    def _take(self, waiting: deque[bytes], hash_: bytes) -> None:
+        if self._is_found:
+            return
+        waiting.append(hash_)
+        while self._leaves and self._hashes and not self._is_found:
+            if self._leaves.popleft() == self._hashes.popleft():
+                self._agreed += 1
+            else:
+                self._is_found = True
+        # Each block is listed right after it: a file without lists does not fill the memory.
+        self._is_found = self._is_found or len(waiting) > _BLOCK_MAX
 
 
 class _Tree:
@@ -309,9 +351,9 @@ class _Books:
         sequence, amount = facts["sequence"], Decimal(facts["amount"])
         if amount < 0:
             raise VerificationError(f"entry {sequence} moves less than nothing", sequence)
-        for side, change in (("debit", -amount), ("credit", amount)):
+        for side, add in (("debit", _EXACT.subtract), ("credit", _EXACT.add)):
             account = facts[side]
-            self._balances[account] = self._balances.get(account, Decimal(0)) + change
+            self._balances[account] = add(self._balances.get(account, Decimal(0)), amount)
             said = facts.get(f"{side}_balance")
             if said is not None and Decimal(said) != self._balances[account]:
                 raise VerificationError(
@@ -328,26 +370,91 @@ class _Books:
             self._charged.add(key)
 
 
-def _check_charge(charge: dict[str, Any], facts: dict[str, Any]) -> None:
-    unit = charge["unit"]
+def _check_charge(charge: dict[str, Any], leaves: Sequence[dict[str, Any]]) -> None:
+    """Check that the charge says what the leaf of its own entry does, and the later ones add."""
+    facts, unit = leaves[0], charge["unit"]
+    price = facts["price"]
+    past_limit = [leaf["amount"] for leaf in leaves[1:] if leaf["kind"] == "OVERRUN"]
+    given_back = [
+        leaf["sequence"] for leaf in leaves[1:] if leaf.get("corrects") == facts["sequence"]
+    ]
     told = (
-        charge["amount"]["value"],
+        int(charge["sequence"]),
+        charge["amount"],
+        charge.get("overrun", {}).get("value", "0"),
+        int(charge.get("correctedBySequence", 0)),
+        charge["priceSource"].removeprefix("PRICE_SOURCE_"),
+        charge.get("priceCardId", ""),
+        charge.get("priceCardVersion", 0),
+        charge.get("unrounded", ""),
         unit["sourceSystem"],
         unit["sourceReference"],
         unit.get("runId", ""),
         unit.get("attempt", 0),
-        charge.get("priceCardId", ""),
+        unit["accountId"],
+        _unit_facts(unit),
     )
     proven = (
-        facts["price"]["amount"],
+        facts["sequence"],
+        {"asset": facts["asset"], "value": price["amount"]},
+        *(past_limit or ["0"]),
+        *(given_back or [0]),
+        price["source"],
+        price.get("card", ""),
+        price.get("version", 0),
+        price.get("unrounded", ""),
         facts["source_system"],
         facts["source_reference"],
         facts.get("run", ""),
         facts.get("attempt", 0),
-        facts["price"].get("card", ""),
+        facts["debit"],
+        facts["unit"],
     )
     if told != proven:
         raise VerificationError("the receipt says other than its proven entry", facts["sequence"])
+
+
+def _unit_facts(unit: dict[str, Any]) -> dict[str, Any]:
+    """Return what a receipt says was used, as leaves say it."""
+    facts = {
+        "cost": unit.get("cost"),
+        "rework": unit.get("rework"),
+        "estimated": unit.get("estimated"),
+        "corrects_source_reference": unit.get("correctsSourceReference"),
+    }
+    if "llmCall" in unit:
+        call = unit["llmCall"]
+        counts = call.get("tokenCounts", [])
+        facts["llm_call"] = _said(
+            model=call["model"],
+            provider=call.get("provider"),
+            provider_cost=call.get("providerCost"),
+            response_id=call.get("providerResponseId"),
+        ) | {"tokens": {_token_kind(each): int(each.get("count", 0)) for each in counts}}
+    elif "toolCall" in unit:
+        call = unit["toolCall"]
+        facts["tool_call"] = _said(tool=call["tool"], invocation_id=call.get("invocationId"))
+    elif "computeTime" in unit:
+        time = unit["computeTime"]
+        seconds = _plain(time["duration"].removesuffix("s"))
+        facts["compute_time"] = {"resource": time["resource"], "seconds": seconds}
+    else:
+        facts["custom_units"] = _said(**unit["customUnits"])
+    return _said(**facts)
+
+
+def _said(**facts: Any) -> dict[str, Any]:
+    """Leave out what was not said, as leaves do."""
+    return {name: value for name, value in facts.items() if value}
+
+
+def _token_kind(count: dict[str, Any]) -> str:
+    kind: str = count["kind"]
+    return kind.removeprefix("TOKEN_KIND_")
+
+
+def _plain(number: str) -> str:
+    return number.rstrip("0").rstrip(".") if "." in number else number
 
 
 def _parse_key(text: str) -> tuple[str, bytes, bytes]:

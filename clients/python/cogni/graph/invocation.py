@@ -27,8 +27,16 @@ class Credential:
     def __getitem__(self, name: str) -> str:
         return self._fields[name]
 
+    def get(self, name: str, default: str = "") -> str:
+        """The field, or `default` where the credential has none: empty fields are left out."""
+        return self._fields.get(name, default)
+
     def __contains__(self, name: object) -> bool:
         return name in self._fields
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of its fields."""
+        return iter(self._fields)
 
     def __repr__(self) -> str:
         return f"Credential(kind={self.kind!r}, fields={sorted(self._fields)})"
@@ -51,6 +59,8 @@ class Invocation:
 
     invocation_id: str
     credential: Credential | None = field(default=None, repr=False)
+    #: What the guard has made ready for a tool of its own kind.
+    prepared: object | None = field(default=None, repr=False)
 
 
 _invocation: ContextVar[Invocation | None] = ContextVar("cogni_invocation", default=None)
@@ -75,6 +85,12 @@ def invocation_id() -> str:
     if invocation is None:
         raise LookupError("invocation_id() is known only inside a tool that a runner invoked")
     return invocation.invocation_id
+
+
+def prepared() -> object | None:
+    """What the guard has made ready for the running tool; None outside one."""
+    invocation = _invocation.get()
+    return None if invocation is None else invocation.prepared
 
 
 @contextmanager

@@ -50,6 +50,10 @@ class _AccessActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AccessAc
     """The key-encryption keys were rotated."""
     ACCESS_ACTION_CHANGE_STATE: _AccessAction.ValueType  # 11
     """The connection's state changed by itself, for example to NEEDS_REAUTH."""
+    ACCESS_ACTION_LIST_TOOLS: _AccessAction.ValueType  # 12
+    """ListConnectionTools."""
+    ACCESS_ACTION_LIST_INSTALLATIONS: _AccessAction.ValueType  # 13
+    """ListInstallations."""
 
 class AccessAction(_AccessAction, metaclass=_AccessActionEnumTypeWrapper):
     """What was done or asked for."""
@@ -78,6 +82,10 @@ ACCESS_ACTION_ROTATE_KEYS: AccessAction.ValueType  # 10
 """The key-encryption keys were rotated."""
 ACCESS_ACTION_CHANGE_STATE: AccessAction.ValueType  # 11
 """The connection's state changed by itself, for example to NEEDS_REAUTH."""
+ACCESS_ACTION_LIST_TOOLS: AccessAction.ValueType  # 12
+"""ListConnectionTools."""
+ACCESS_ACTION_LIST_INSTALLATIONS: AccessAction.ValueType  # 13
+"""ListInstallations."""
 Global___AccessAction: _TypeAlias = AccessAction  # noqa: Y015
 
 class _AccessDecision:

@@ -570,6 +570,243 @@ class ConnectionCheck(_message.Message):
 Global___ConnectionCheck: _TypeAlias = ConnectionCheck  # noqa: Y015
 
 @_typing.final
+class ListConnectionToolsRequest(_message.Message):
+    """Asks for the tools of an MCP server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONNECTION_ID_FIELD_NUMBER: _builtins.int
+    connection_id: _builtins.str
+    """Which connection; it must be one to an MCP server."""
+    def __init__(
+        self,
+        *,
+        connection_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connection_id", b"connection_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListConnectionToolsRequest: _TypeAlias = ListConnectionToolsRequest  # noqa: Y015
+
+@_typing.final
+class ListConnectionToolsResponse(_message.Message):
+    """The tools of an MCP server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOOLS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConnectionTool]:
+        """As the server defines them now, by name."""
+
+    def __init__(
+        self,
+        *,
+        tools: _abc.Iterable[Global___ConnectionTool] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tools", b"tools"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListConnectionToolsResponse: _TypeAlias = ListConnectionToolsResponse  # noqa: Y015
+
+@_typing.final
+class ConnectionTool(_message.Message):
+    """A tool as its MCP server defines it. All but `tool` and `digest` is the
+    server's word.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TOOL_FIELD_NUMBER: _builtins.int
+    TITLE_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    INPUT_SCHEMA_FIELD_NUMBER: _builtins.int
+    OUTPUT_SCHEMA_FIELD_NUMBER: _builtins.int
+    ANNOTATIONS_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The server's name for it."""
+    tool: _builtins.str
+    """What grants, graphs and models call it: "<server>__<name>", at most 64
+    characters. A name that not every model takes is made so, and ends with a
+    digest.
+    """
+    title: _builtins.str
+    """A name for people. May be empty."""
+    description: _builtins.str
+    """What it does, as models are told. May be empty."""
+    digest: _builtins.str
+    """SHA-256, in hex, of the definition: the canonical JSON (keys sorted,
+    nothing between tokens, UTF-8) of name, title, description, inputSchema,
+    outputSchema and annotations as the server sent them, absent ones left
+    out. A grant pins it.
+    """
+    @_builtins.property
+    def input_schema(self) -> _struct_pb2.Struct:
+        """JSON Schema of its arguments."""
+
+    @_builtins.property
+    def output_schema(self) -> _struct_pb2.Struct:
+        """JSON Schema of its structured result. Absent when it promises none."""
+
+    @_builtins.property
+    def annotations(self) -> _struct_pb2.Struct:
+        """The server's hints about its behaviour, for people to read."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        tool: _builtins.str = ...,
+        title: _builtins.str = ...,
+        description: _builtins.str = ...,
+        input_schema: _struct_pb2.Struct | None = ...,
+        output_schema: _struct_pb2.Struct | None = ...,
+        annotations: _struct_pb2.Struct | None = ...,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "input_schema", b"input_schema", "output_schema", b"output_schema"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "description", b"description", "digest", b"digest", "input_schema", b"input_schema", "name", b"name", "output_schema", b"output_schema", "title", b"title", "tool", b"tool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConnectionTool: _TypeAlias = ConnectionTool  # noqa: Y015
+
+@_typing.final
+class ListInstallationsRequest(_message.Message):
+    """Asks where an app is installed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    provider: _builtins.str
+    """Which provider. Empty means "github_app"."""
+    page_size: _builtins.int
+    """The most to return, 1 to 1000. Zero means 50. A page may be shorter than
+    asked for: GitHub gives 100 at most.
+    """
+    page_token: _builtins.str
+    """From the answer before, to go on. Empty for the first page."""
+    @_builtins.property
+    def settings(self) -> _struct_pb2.Struct:
+        """The app, in the shape of the provider's settings_schema without the
+        installation: app_id, private_key, api_url. Required.
+        """
+
+    def __init__(
+        self,
+        *,
+        provider: _builtins.str = ...,
+        settings: _struct_pb2.Struct | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "provider", b"provider", "settings", b"settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListInstallationsRequest: _TypeAlias = ListInstallationsRequest  # noqa: Y015
+
+@_typing.final
+class ListInstallationsResponse(_message.Message):
+    """A page of installations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTALLATIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Give it back for the next page. Empty on the last."""
+    @_builtins.property
+    def installations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Installation]:
+        """The installations, in the provider's order."""
+
+    def __init__(
+        self,
+        *,
+        installations: _abc.Iterable[Global___Installation] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["installations", b"installations", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListInstallationsResponse: _TypeAlias = ListInstallationsResponse  # noqa: Y015
+
+@_typing.final
+class Installation(_message.Message):
+    """A place where an app is installed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTALLATION_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    ALL_REPOSITORIES_FIELD_NUMBER: _builtins.int
+    SUSPEND_TIME_FIELD_NUMBER: _builtins.int
+    URI_FIELD_NUMBER: _builtins.int
+    CONNECTION_IDS_FIELD_NUMBER: _builtins.int
+    installation_id: _builtins.str
+    """The provider's id for it: the setting installation_id of a connection."""
+    all_repositories: _builtins.bool
+    """True when it reaches every repository of the account, false when only
+    chosen ones.
+    """
+    uri: _builtins.str
+    """The provider's page about it."""
+    @_builtins.property
+    def account(self) -> _connection_pb2.ProviderAccount:
+        """Whose account it is installed on, for example an organisation."""
+
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What it may do there, for example "issues:write"."""
+
+    @_builtins.property
+    def suspend_time(self) -> _timestamp_pb2.Timestamp:
+        """When somebody suspended it: nothing can be leased until it is unsuspended
+        at the provider. Absent when it works.
+        """
+
+    @_builtins.property
+    def connection_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The tenant's connections that stand for it."""
+
+    def __init__(
+        self,
+        *,
+        installation_id: _builtins.str = ...,
+        account: _connection_pb2.ProviderAccount | None = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
+        all_repositories: _builtins.bool = ...,
+        suspend_time: _timestamp_pb2.Timestamp | None = ...,
+        uri: _builtins.str = ...,
+        connection_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "suspend_time", b"suspend_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "all_repositories", b"all_repositories", "connection_ids", b"connection_ids", "installation_id", b"installation_id", "scopes", b"scopes", "suspend_time", b"suspend_time", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Installation: _TypeAlias = Installation  # noqa: Y015
+
+@_typing.final
 class RefreshConnectionRequest(_message.Message):
     """Asks to renew a connection's credential."""
 
@@ -853,6 +1090,7 @@ class LeaseCredentialRequest(_message.Message):
     SCOPES_FIELD_NUMBER: _builtins.int
     RESOURCES_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
+    PROVIDERS_FIELD_NUMBER: _builtins.int
     connection_id: _builtins.str
     """Which connection; the run token must name it. Required."""
     invocation_id: _builtins.str
@@ -875,6 +1113,13 @@ class LeaseCredentialRequest(_message.Message):
         The lease ends no later than that, and never later than the credential.
         """
 
+    @_builtins.property
+    def providers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The providers whose credential the tool can use, up to 8. A connection of
+        another is refused (PROVIDER_MISMATCH), and nothing is leased. Empty takes
+        the connection as it is.
+        """
+
     def __init__(
         self,
         *,
@@ -884,10 +1129,11 @@ class LeaseCredentialRequest(_message.Message):
         scopes: _abc.Iterable[_builtins.str] | None = ...,
         resources: _abc.Iterable[_builtins.str] | None = ...,
         ttl: _duration_pb2.Duration | None = ...,
+        providers: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connection_id", b"connection_id", "invocation_id", b"invocation_id", "resources", b"resources", "scopes", b"scopes", "tool", b"tool", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connection_id", b"connection_id", "invocation_id", b"invocation_id", "providers", b"providers", "resources", b"resources", "scopes", b"scopes", "tool", b"tool", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

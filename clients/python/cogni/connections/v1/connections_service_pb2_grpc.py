@@ -79,6 +79,16 @@ class ConnectionsServiceStub:
                 request_serializer=cogni_dot_connections_dot_v1_dot_connections__service__pb2.TestConnectionRequest.SerializeToString,
                 response_deserializer=cogni_dot_connections_dot_v1_dot_connections__service__pb2.TestConnectionResponse.FromString,
                 _registered_method=True)
+        self.ListConnectionTools = channel.unary_unary(
+                '/cogni.connections.v1.ConnectionsService/ListConnectionTools',
+                request_serializer=cogni_dot_connections_dot_v1_dot_connections__service__pb2.ListConnectionToolsRequest.SerializeToString,
+                response_deserializer=cogni_dot_connections_dot_v1_dot_connections__service__pb2.ListConnectionToolsResponse.FromString,
+                _registered_method=True)
+        self.ListInstallations = channel.unary_unary(
+                '/cogni.connections.v1.ConnectionsService/ListInstallations',
+                request_serializer=cogni_dot_connections_dot_v1_dot_connections__service__pb2.ListInstallationsRequest.SerializeToString,
+                response_deserializer=cogni_dot_connections_dot_v1_dot_connections__service__pb2.ListInstallationsResponse.FromString,
+                _registered_method=True)
         self.RefreshConnection = channel.unary_unary(
                 '/cogni.connections.v1.ConnectionsService/RefreshConnection',
                 request_serializer=cogni_dot_connections_dot_v1_dot_connections__service__pb2.RefreshConnectionRequest.SerializeToString,
@@ -212,11 +222,44 @@ class ConnectionsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListConnectionTools(self, request, context):
+        """Asks an MCP server, with the connection's credential, which tools it has,
+        as it answers now. Look before granting: what a grant names is pinned to
+        its definition, and a tool that changes is denied until it is granted
+        again. Nothing the server says about its tools is to be trusted. Not
+        paged: at most 200 tools, or the answer is PROVIDER_ANSWER_INVALID.
+        Recorded in the access log. A retry asks again. Whoever may grant the
+        connection, and connections:admin. Reasons: NOT_FOUND, NOT_OWNER,
+        TOOLS_NOT_SUPPORTED, CONNECTION_NEEDS_REAUTH, CONNECTION_REVOKED,
+        CREDENTIAL_UNREADABLE, CREDENTIAL_REJECTED, PROVIDER_UNAVAILABLE,
+        PROVIDER_RATE_LIMITED, PROVIDER_ANSWER_INVALID, EGRESS_DENIED. Scope:
+        connections:read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListInstallations(self, request, context):
+        """Lists where an app of yours is installed, as its provider answers now:
+        connect one of them by its id. Only github_app has installations so far,
+        and asks GitHub with the app's private key, so the tenant must be one that
+        the operator lets use that key. Recorded in the access log. A retry is
+        safe. Reasons: PROVIDER_UNKNOWN, PROVIDER_NOT_CONFIGURED,
+        INSTALLATIONS_NOT_SUPPORTED, APP_KEY_NOT_ALLOWED, CREDENTIAL_REJECTED,
+        PROVIDER_UNAVAILABLE, PROVIDER_RATE_LIMITED, PROVIDER_ANSWER_INVALID,
+        EGRESS_DENIED, PAGE_TOKEN_INVALID. Scope: connections:write.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RefreshConnection(self, request, context):
         """Renews the credential at the provider now. Not needed in normal work:
         credentials are renewed early enough by themselves, and needless renewals
         raise the risk of losing a rotating token. Concurrent calls share one
-        renewal. A retry after success renews again only if force is set.
+        renewal. A retry after success renews again only if force is set. What is
+        minted anew each time (github_app) is tried again also when the connection
+        needs somebody: after the installation was unsuspended, for example.
         Reasons: NOT_FOUND, NOT_OWNER, REFRESH_NOT_SUPPORTED, REFRESH_IN_PROGRESS,
         CONNECTION_NEEDS_REAUTH, CONNECTION_REVOKED, PROVIDER_UNAVAILABLE,
         PROVIDER_RATE_LIMITED, PROVIDER_ANSWER_INVALID. Scope: connections:write.
@@ -259,8 +302,8 @@ class ConnectionsServiceServicer:
         connection): a retry answers with the same lease. Refusals are recorded
         like leases. Reasons: CONNECTION_NOT_GRANTED, CONSENT_WITHDRAWN,
         GRANT_REVOKED, RUN_LEASES_REVOKED, NOT_FOUND, CONNECTION_NEEDS_REAUTH,
-        CONNECTION_REVOKED, REFRESH_IN_PROGRESS, SCOPES_MISSING,
-        CREDENTIAL_UNREADABLE, PROVIDER_UNAVAILABLE, PROVIDER_RATE_LIMITED,
+        CONNECTION_REVOKED, REFRESH_IN_PROGRESS, PROVIDER_MISMATCH,
+        SCOPES_MISSING, CREDENTIAL_UNREADABLE, PROVIDER_UNAVAILABLE, PROVIDER_RATE_LIMITED,
         PROVIDER_ANSWER_INVALID, EGRESS_DENIED, LIMIT_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -354,6 +397,16 @@ def add_ConnectionsServiceServicer_to_server(servicer, server):
                     servicer.TestConnection,
                     request_deserializer=cogni_dot_connections_dot_v1_dot_connections__service__pb2.TestConnectionRequest.FromString,
                     response_serializer=cogni_dot_connections_dot_v1_dot_connections__service__pb2.TestConnectionResponse.SerializeToString,
+            ),
+            'ListConnectionTools': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListConnectionTools,
+                    request_deserializer=cogni_dot_connections_dot_v1_dot_connections__service__pb2.ListConnectionToolsRequest.FromString,
+                    response_serializer=cogni_dot_connections_dot_v1_dot_connections__service__pb2.ListConnectionToolsResponse.SerializeToString,
+            ),
+            'ListInstallations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListInstallations,
+                    request_deserializer=cogni_dot_connections_dot_v1_dot_connections__service__pb2.ListInstallationsRequest.FromString,
+                    response_serializer=cogni_dot_connections_dot_v1_dot_connections__service__pb2.ListInstallationsResponse.SerializeToString,
             ),
             'RefreshConnection': grpc.unary_unary_rpc_method_handler(
                     servicer.RefreshConnection,
@@ -600,6 +653,60 @@ class ConnectionsService:
             '/cogni.connections.v1.ConnectionsService/TestConnection',
             cogni_dot_connections_dot_v1_dot_connections__service__pb2.TestConnectionRequest.SerializeToString,
             cogni_dot_connections_dot_v1_dot_connections__service__pb2.TestConnectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListConnectionTools(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cogni.connections.v1.ConnectionsService/ListConnectionTools',
+            cogni_dot_connections_dot_v1_dot_connections__service__pb2.ListConnectionToolsRequest.SerializeToString,
+            cogni_dot_connections_dot_v1_dot_connections__service__pb2.ListConnectionToolsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListInstallations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cogni.connections.v1.ConnectionsService/ListInstallations',
+            cogni_dot_connections_dot_v1_dot_connections__service__pb2.ListInstallationsRequest.SerializeToString,
+            cogni_dot_connections_dot_v1_dot_connections__service__pb2.ListInstallationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

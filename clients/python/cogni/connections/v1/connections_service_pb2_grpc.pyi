@@ -88,11 +88,36 @@ class ConnectionsServiceStub:
     it makes the connection NEEDS_REAUTH. A retry tries again. Reasons:
     NOT_FOUND, PROVIDER_RATE_LIMITED. Scope: connections:write.
     """
+    ListConnectionTools: _grpc.UnaryUnaryMultiCallable[_connections_service_pb2.ListConnectionToolsRequest, _connections_service_pb2.ListConnectionToolsResponse]
+    """Asks an MCP server, with the connection's credential, which tools it has,
+    as it answers now. Look before granting: what a grant names is pinned to
+    its definition, and a tool that changes is denied until it is granted
+    again. Nothing the server says about its tools is to be trusted. Not
+    paged: at most 200 tools, or the answer is PROVIDER_ANSWER_INVALID.
+    Recorded in the access log. A retry asks again. Whoever may grant the
+    connection, and connections:admin. Reasons: NOT_FOUND, NOT_OWNER,
+    TOOLS_NOT_SUPPORTED, CONNECTION_NEEDS_REAUTH, CONNECTION_REVOKED,
+    CREDENTIAL_UNREADABLE, CREDENTIAL_REJECTED, PROVIDER_UNAVAILABLE,
+    PROVIDER_RATE_LIMITED, PROVIDER_ANSWER_INVALID, EGRESS_DENIED. Scope:
+    connections:read.
+    """
+    ListInstallations: _grpc.UnaryUnaryMultiCallable[_connections_service_pb2.ListInstallationsRequest, _connections_service_pb2.ListInstallationsResponse]
+    """Lists where an app of yours is installed, as its provider answers now:
+    connect one of them by its id. Only github_app has installations so far,
+    and asks GitHub with the app's private key, so the tenant must be one that
+    the operator lets use that key. Recorded in the access log. A retry is
+    safe. Reasons: PROVIDER_UNKNOWN, PROVIDER_NOT_CONFIGURED,
+    INSTALLATIONS_NOT_SUPPORTED, APP_KEY_NOT_ALLOWED, CREDENTIAL_REJECTED,
+    PROVIDER_UNAVAILABLE, PROVIDER_RATE_LIMITED, PROVIDER_ANSWER_INVALID,
+    EGRESS_DENIED, PAGE_TOKEN_INVALID. Scope: connections:write.
+    """
     RefreshConnection: _grpc.UnaryUnaryMultiCallable[_connections_service_pb2.RefreshConnectionRequest, _connections_service_pb2.RefreshConnectionResponse]
     """Renews the credential at the provider now. Not needed in normal work:
     credentials are renewed early enough by themselves, and needless renewals
     raise the risk of losing a rotating token. Concurrent calls share one
-    renewal. A retry after success renews again only if force is set.
+    renewal. A retry after success renews again only if force is set. What is
+    minted anew each time (github_app) is tried again also when the connection
+    needs somebody: after the installation was unsuspended, for example.
     Reasons: NOT_FOUND, NOT_OWNER, REFRESH_NOT_SUPPORTED, REFRESH_IN_PROGRESS,
     CONNECTION_NEEDS_REAUTH, CONNECTION_REVOKED, PROVIDER_UNAVAILABLE,
     PROVIDER_RATE_LIMITED, PROVIDER_ANSWER_INVALID. Scope: connections:write.
@@ -123,8 +148,8 @@ class ConnectionsServiceStub:
     connection): a retry answers with the same lease. Refusals are recorded
     like leases. Reasons: CONNECTION_NOT_GRANTED, CONSENT_WITHDRAWN,
     GRANT_REVOKED, RUN_LEASES_REVOKED, NOT_FOUND, CONNECTION_NEEDS_REAUTH,
-    CONNECTION_REVOKED, REFRESH_IN_PROGRESS, SCOPES_MISSING,
-    CREDENTIAL_UNREADABLE, PROVIDER_UNAVAILABLE, PROVIDER_RATE_LIMITED,
+    CONNECTION_REVOKED, REFRESH_IN_PROGRESS, PROVIDER_MISMATCH,
+    SCOPES_MISSING, CREDENTIAL_UNREADABLE, PROVIDER_UNAVAILABLE, PROVIDER_RATE_LIMITED,
     PROVIDER_ANSWER_INVALID, EGRESS_DENIED, LIMIT_EXCEEDED.
     """
     RevokeLeases: _grpc.UnaryUnaryMultiCallable[_connections_service_pb2.RevokeLeasesRequest, _connections_service_pb2.RevokeLeasesResponse]
@@ -218,11 +243,36 @@ class ConnectionsServiceAsyncStub(ConnectionsServiceStub):
     it makes the connection NEEDS_REAUTH. A retry tries again. Reasons:
     NOT_FOUND, PROVIDER_RATE_LIMITED. Scope: connections:write.
     """
+    ListConnectionTools: _aio.UnaryUnaryMultiCallable[_connections_service_pb2.ListConnectionToolsRequest, _connections_service_pb2.ListConnectionToolsResponse]  # type: ignore[assignment]
+    """Asks an MCP server, with the connection's credential, which tools it has,
+    as it answers now. Look before granting: what a grant names is pinned to
+    its definition, and a tool that changes is denied until it is granted
+    again. Nothing the server says about its tools is to be trusted. Not
+    paged: at most 200 tools, or the answer is PROVIDER_ANSWER_INVALID.
+    Recorded in the access log. A retry asks again. Whoever may grant the
+    connection, and connections:admin. Reasons: NOT_FOUND, NOT_OWNER,
+    TOOLS_NOT_SUPPORTED, CONNECTION_NEEDS_REAUTH, CONNECTION_REVOKED,
+    CREDENTIAL_UNREADABLE, CREDENTIAL_REJECTED, PROVIDER_UNAVAILABLE,
+    PROVIDER_RATE_LIMITED, PROVIDER_ANSWER_INVALID, EGRESS_DENIED. Scope:
+    connections:read.
+    """
+    ListInstallations: _aio.UnaryUnaryMultiCallable[_connections_service_pb2.ListInstallationsRequest, _connections_service_pb2.ListInstallationsResponse]  # type: ignore[assignment]
+    """Lists where an app of yours is installed, as its provider answers now:
+    connect one of them by its id. Only github_app has installations so far,
+    and asks GitHub with the app's private key, so the tenant must be one that
+    the operator lets use that key. Recorded in the access log. A retry is
+    safe. Reasons: PROVIDER_UNKNOWN, PROVIDER_NOT_CONFIGURED,
+    INSTALLATIONS_NOT_SUPPORTED, APP_KEY_NOT_ALLOWED, CREDENTIAL_REJECTED,
+    PROVIDER_UNAVAILABLE, PROVIDER_RATE_LIMITED, PROVIDER_ANSWER_INVALID,
+    EGRESS_DENIED, PAGE_TOKEN_INVALID. Scope: connections:write.
+    """
     RefreshConnection: _aio.UnaryUnaryMultiCallable[_connections_service_pb2.RefreshConnectionRequest, _connections_service_pb2.RefreshConnectionResponse]  # type: ignore[assignment]
     """Renews the credential at the provider now. Not needed in normal work:
     credentials are renewed early enough by themselves, and needless renewals
     raise the risk of losing a rotating token. Concurrent calls share one
-    renewal. A retry after success renews again only if force is set.
+    renewal. A retry after success renews again only if force is set. What is
+    minted anew each time (github_app) is tried again also when the connection
+    needs somebody: after the installation was unsuspended, for example.
     Reasons: NOT_FOUND, NOT_OWNER, REFRESH_NOT_SUPPORTED, REFRESH_IN_PROGRESS,
     CONNECTION_NEEDS_REAUTH, CONNECTION_REVOKED, PROVIDER_UNAVAILABLE,
     PROVIDER_RATE_LIMITED, PROVIDER_ANSWER_INVALID. Scope: connections:write.
@@ -253,8 +303,8 @@ class ConnectionsServiceAsyncStub(ConnectionsServiceStub):
     connection): a retry answers with the same lease. Refusals are recorded
     like leases. Reasons: CONNECTION_NOT_GRANTED, CONSENT_WITHDRAWN,
     GRANT_REVOKED, RUN_LEASES_REVOKED, NOT_FOUND, CONNECTION_NEEDS_REAUTH,
-    CONNECTION_REVOKED, REFRESH_IN_PROGRESS, SCOPES_MISSING,
-    CREDENTIAL_UNREADABLE, PROVIDER_UNAVAILABLE, PROVIDER_RATE_LIMITED,
+    CONNECTION_REVOKED, REFRESH_IN_PROGRESS, PROVIDER_MISMATCH,
+    SCOPES_MISSING, CREDENTIAL_UNREADABLE, PROVIDER_UNAVAILABLE, PROVIDER_RATE_LIMITED,
     PROVIDER_ANSWER_INVALID, EGRESS_DENIED, LIMIT_EXCEEDED.
     """
     RevokeLeases: _aio.UnaryUnaryMultiCallable[_connections_service_pb2.RevokeLeasesRequest, _connections_service_pb2.RevokeLeasesResponse]  # type: ignore[assignment]
@@ -389,6 +439,41 @@ class ConnectionsServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def ListConnectionTools(
+        self,
+        request: _connections_service_pb2.ListConnectionToolsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_connections_service_pb2.ListConnectionToolsResponse, _abc.Awaitable[_connections_service_pb2.ListConnectionToolsResponse]]:
+        """Asks an MCP server, with the connection's credential, which tools it has,
+        as it answers now. Look before granting: what a grant names is pinned to
+        its definition, and a tool that changes is denied until it is granted
+        again. Nothing the server says about its tools is to be trusted. Not
+        paged: at most 200 tools, or the answer is PROVIDER_ANSWER_INVALID.
+        Recorded in the access log. A retry asks again. Whoever may grant the
+        connection, and connections:admin. Reasons: NOT_FOUND, NOT_OWNER,
+        TOOLS_NOT_SUPPORTED, CONNECTION_NEEDS_REAUTH, CONNECTION_REVOKED,
+        CREDENTIAL_UNREADABLE, CREDENTIAL_REJECTED, PROVIDER_UNAVAILABLE,
+        PROVIDER_RATE_LIMITED, PROVIDER_ANSWER_INVALID, EGRESS_DENIED. Scope:
+        connections:read.
+        """
+
+    @_abc_1.abstractmethod
+    def ListInstallations(
+        self,
+        request: _connections_service_pb2.ListInstallationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_connections_service_pb2.ListInstallationsResponse, _abc.Awaitable[_connections_service_pb2.ListInstallationsResponse]]:
+        """Lists where an app of yours is installed, as its provider answers now:
+        connect one of them by its id. Only github_app has installations so far,
+        and asks GitHub with the app's private key, so the tenant must be one that
+        the operator lets use that key. Recorded in the access log. A retry is
+        safe. Reasons: PROVIDER_UNKNOWN, PROVIDER_NOT_CONFIGURED,
+        INSTALLATIONS_NOT_SUPPORTED, APP_KEY_NOT_ALLOWED, CREDENTIAL_REJECTED,
+        PROVIDER_UNAVAILABLE, PROVIDER_RATE_LIMITED, PROVIDER_ANSWER_INVALID,
+        EGRESS_DENIED, PAGE_TOKEN_INVALID. Scope: connections:write.
+        """
+
+    @_abc_1.abstractmethod
     def RefreshConnection(
         self,
         request: _connections_service_pb2.RefreshConnectionRequest,
@@ -397,7 +482,9 @@ class ConnectionsServiceServicer(metaclass=_abc_1.ABCMeta):
         """Renews the credential at the provider now. Not needed in normal work:
         credentials are renewed early enough by themselves, and needless renewals
         raise the risk of losing a rotating token. Concurrent calls share one
-        renewal. A retry after success renews again only if force is set.
+        renewal. A retry after success renews again only if force is set. What is
+        minted anew each time (github_app) is tried again also when the connection
+        needs somebody: after the installation was unsuspended, for example.
         Reasons: NOT_FOUND, NOT_OWNER, REFRESH_NOT_SUPPORTED, REFRESH_IN_PROGRESS,
         CONNECTION_NEEDS_REAUTH, CONNECTION_REVOKED, PROVIDER_UNAVAILABLE,
         PROVIDER_RATE_LIMITED, PROVIDER_ANSWER_INVALID. Scope: connections:write.
@@ -446,8 +533,8 @@ class ConnectionsServiceServicer(metaclass=_abc_1.ABCMeta):
         connection): a retry answers with the same lease. Refusals are recorded
         like leases. Reasons: CONNECTION_NOT_GRANTED, CONSENT_WITHDRAWN,
         GRANT_REVOKED, RUN_LEASES_REVOKED, NOT_FOUND, CONNECTION_NEEDS_REAUTH,
-        CONNECTION_REVOKED, REFRESH_IN_PROGRESS, SCOPES_MISSING,
-        CREDENTIAL_UNREADABLE, PROVIDER_UNAVAILABLE, PROVIDER_RATE_LIMITED,
+        CONNECTION_REVOKED, REFRESH_IN_PROGRESS, PROVIDER_MISMATCH,
+        SCOPES_MISSING, CREDENTIAL_UNREADABLE, PROVIDER_UNAVAILABLE, PROVIDER_RATE_LIMITED,
         PROVIDER_ANSWER_INVALID, EGRESS_DENIED, LIMIT_EXCEEDED.
         """
 

@@ -329,8 +329,13 @@ class McpServerCredential(_message.Message):
 
     SERVER_URL_FIELD_NUMBER: _builtins.int
     HEADERS_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
     server_url: _builtins.str
     """The server's endpoint."""
+    key: _builtins.str
+    """The key by itself, as it stands in one of the headers, so that it can be
+    taken out of what the server answers. Empty for an open server.
+    """
     @_builtins.property
     def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Request headers to send with every call, secrets among them. Empty for an
@@ -342,10 +347,11 @@ class McpServerCredential(_message.Message):
         *,
         server_url: _builtins.str = ...,
         headers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["headers", b"headers", "server_url", b"server_url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["headers", b"headers", "key", b"key", "server_url", b"server_url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,12 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from cogni.executor.v1 import graph_pb2 as cogni_dot_executor_dot_v1_dot_graph__pb2
 from cogni.type.v1 import amount_pb2 as cogni_dot_type_dot_v1_dot_amount__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63ogni/executor/v1/grant.proto\x12\x11\x63ogni.executor.v1\x1a\x1a\x63ogni/type/v1/amount.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb5\x04\n\x05Grant\x12\x10\n\x08grant_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\r\n\x05owner\x18\x04 \x01(\t\x12,\n\x05state\x18\x05 \x01(\x0e\x32\x1d.cogni.executor.v1.GrantState\x12\x0e\n\x06graphs\x18\x06 \x03(\t\x12\x30\n\x05tools\x18\x07 \x03(\x0b\x32!.cogni.executor.v1.ToolPermission\x12\x16\n\x0e\x63onnection_ids\x18\x08 \x03(\t\x12\x12\n\naccount_id\x18\t \x01(\t\x12%\n\x06\x62udget\x18\n \x01(\x0b\x32\x15.cogni.type.v1.Amount\x12/\n\x0b\x65xpire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x06labels\x18\x0c \x03(\x0b\x32$.cogni.executor.v1.Grant.LabelsEntry\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0erevoke_comment\x18\x0f \x01(\t\x12\x0f\n\x07revoker\x18\x10 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb8\x01\n\x0eToolPermission\x12\x0c\n\x04tool\x18\x01 \x01(\t\x12\x38\n\targuments\x18\x02 \x03(\x0b\x32%.cogni.executor.v1.ArgumentConstraint\x12\x1c\n\x14only_named_arguments\x18\x03 \x01(\x08\x12$\n\x17max_invocations_per_run\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\x1a\n\x18_max_invocations_per_run\"\xeb\x01\n\x12\x41rgumentConstraint\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x10\n\x08required\x18\x02 \x01(\x08\x12(\n\x06\x65quals\x18\x03 \x01(\x0b\x32\x16.google.protobuf.ValueH\x00\x12,\n\x06one_of\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.ListValueH\x00\x12\x0e\n\x04glob\x18\x05 \x01(\tH\x00\x12/\n\x05range\x18\x06 \x01(\x0b\x32\x1e.cogni.executor.v1.NumberRangeH\x00\x12\x14\n\nmax_length\x18\x07 \x01(\x03H\x00\x42\x06\n\x04rule\"A\n\x0bNumberRange\x12\x10\n\x03min\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x03max\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\x06\n\x04_minB\x06\n\x04_max\"\xd1\x01\n\x0bGrantChange\x12\x10\n\x08grant_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12,\n\x05state\x18\x03 \x01(\x0e\x32\x1d.cogni.executor.v1.GrantState\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63hange_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05owner\x18\x06 \x01(\t*s\n\nGrantState\x12\x1b\n\x17GRANT_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12GRANT_STATE_ACTIVE\x10\x01\x12\x17\n\x13GRANT_STATE_REVOKED\x10\x02\x12\x17\n\x13GRANT_STATE_EXPIRED\x10\x03\x42%Z#cogni.dev/go/executor/v1;executorv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63ogni/executor/v1/grant.proto\x12\x11\x63ogni.executor.v1\x1a\x1d\x63ogni/executor/v1/graph.proto\x1a\x1a\x63ogni/type/v1/amount.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb5\x04\n\x05Grant\x12\x10\n\x08grant_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\r\n\x05owner\x18\x04 \x01(\t\x12,\n\x05state\x18\x05 \x01(\x0e\x32\x1d.cogni.executor.v1.GrantState\x12\x0e\n\x06graphs\x18\x06 \x03(\t\x12\x30\n\x05tools\x18\x07 \x03(\x0b\x32!.cogni.executor.v1.ToolPermission\x12\x16\n\x0e\x63onnection_ids\x18\x08 \x03(\t\x12\x12\n\naccount_id\x18\t \x01(\t\x12%\n\x06\x62udget\x18\n \x01(\x0b\x32\x15.cogni.type.v1.Amount\x12/\n\x0b\x65xpire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x06labels\x18\x0c \x03(\x0b\x32$.cogni.executor.v1.Grant.LabelsEntry\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0erevoke_comment\x18\x0f \x01(\t\x12\x0f\n\x07revoker\x18\x10 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x95\x02\n\x0eToolPermission\x12\x0c\n\x04tool\x18\x01 \x01(\t\x12\x38\n\targuments\x18\x02 \x03(\x0b\x32%.cogni.executor.v1.ArgumentConstraint\x12\x1c\n\x14only_named_arguments\x18\x03 \x01(\x08\x12$\n\x17max_invocations_per_run\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12-\n\x06\x65\x66\x66\x65\x63t\x18\x05 \x01(\x0e\x32\x1d.cogni.executor.v1.ToolEffect\x12,\n\x08mcp_tool\x18\x06 \x01(\x0b\x32\x1a.cogni.executor.v1.McpToolB\x1a\n\x18_max_invocations_per_run\"\x94\x01\n\x07McpTool\x12\x15\n\rconnection_id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12-\n\x0cinput_schema\x18\x06 \x01(\x0b\x32\x17.google.protobuf.Struct\"\xeb\x01\n\x12\x41rgumentConstraint\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x10\n\x08required\x18\x02 \x01(\x08\x12(\n\x06\x65quals\x18\x03 \x01(\x0b\x32\x16.google.protobuf.ValueH\x00\x12,\n\x06one_of\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.ListValueH\x00\x12\x0e\n\x04glob\x18\x05 \x01(\tH\x00\x12/\n\x05range\x18\x06 \x01(\x0b\x32\x1e.cogni.executor.v1.NumberRangeH\x00\x12\x14\n\nmax_length\x18\x07 \x01(\x03H\x00\x42\x06\n\x04rule\"A\n\x0bNumberRange\x12\x10\n\x03min\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x03max\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\x06\n\x04_minB\x06\n\x04_max\"\xd1\x01\n\x0bGrantChange\x12\x10\n\x08grant_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12,\n\x05state\x18\x03 \x01(\x0e\x32\x1d.cogni.executor.v1.GrantState\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63hange_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05owner\x18\x06 \x01(\t*s\n\nGrantState\x12\x1b\n\x17GRANT_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12GRANT_STATE_ACTIVE\x10\x01\x12\x17\n\x13GRANT_STATE_REVOKED\x10\x02\x12\x17\n\x13GRANT_STATE_EXPIRED\x10\x03\x42%Z#cogni.dev/go/executor/v1;executorv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,18 +38,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'Z#cogni.dev/go/executor/v1;executorv1'
   _globals['_GRANT_LABELSENTRY']._loaded_options = None
   _globals['_GRANT_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_GRANTSTATE']._serialized_start=1415
-  _globals['_GRANTSTATE']._serialized_end=1530
-  _globals['_GRANT']._serialized_start=144
-  _globals['_GRANT']._serialized_end=709
-  _globals['_GRANT_LABELSENTRY']._serialized_start=664
-  _globals['_GRANT_LABELSENTRY']._serialized_end=709
-  _globals['_TOOLPERMISSION']._serialized_start=712
-  _globals['_TOOLPERMISSION']._serialized_end=896
-  _globals['_ARGUMENTCONSTRAINT']._serialized_start=899
-  _globals['_ARGUMENTCONSTRAINT']._serialized_end=1134
-  _globals['_NUMBERRANGE']._serialized_start=1136
-  _globals['_NUMBERRANGE']._serialized_end=1201
-  _globals['_GRANTCHANGE']._serialized_start=1204
-  _globals['_GRANTCHANGE']._serialized_end=1413
+  _globals['_GRANTSTATE']._serialized_start=1690
+  _globals['_GRANTSTATE']._serialized_end=1805
+  _globals['_GRANT']._serialized_start=175
+  _globals['_GRANT']._serialized_end=740
+  _globals['_GRANT_LABELSENTRY']._serialized_start=695
+  _globals['_GRANT_LABELSENTRY']._serialized_end=740
+  _globals['_TOOLPERMISSION']._serialized_start=743
+  _globals['_TOOLPERMISSION']._serialized_end=1020
+  _globals['_MCPTOOL']._serialized_start=1023
+  _globals['_MCPTOOL']._serialized_end=1171
+  _globals['_ARGUMENTCONSTRAINT']._serialized_start=1174
+  _globals['_ARGUMENTCONSTRAINT']._serialized_end=1409
+  _globals['_NUMBERRANGE']._serialized_start=1411
+  _globals['_NUMBERRANGE']._serialized_end=1476
+  _globals['_GRANTCHANGE']._serialized_start=1479
+  _globals['_GRANTCHANGE']._serialized_end=1688
 # @@protoc_insertion_point(module_scope)

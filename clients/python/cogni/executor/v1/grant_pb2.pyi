@@ -3,6 +3,7 @@
 isort:skip_file
 A grant: what a run may do, on whose account, and until when."""
 
+from cogni.executor.v1 import graph_pb2 as _graph_pb2
 from cogni.type.v1 import amount_pb2 as _amount_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -185,15 +186,33 @@ class ToolPermission(_message.Message):
     ARGUMENTS_FIELD_NUMBER: _builtins.int
     ONLY_NAMED_ARGUMENTS_FIELD_NUMBER: _builtins.int
     MAX_INVOCATIONS_PER_RUN_FIELD_NUMBER: _builtins.int
+    EFFECT_FIELD_NUMBER: _builtins.int
+    MCP_TOOL_FIELD_NUMBER: _builtins.int
     tool: _builtins.str
-    """The tool's name, exactly as the graph declares it."""
+    """The tool's name, exactly as the graph declares it; for a tool of an MCP
+    server as ListConnectionTools gives it ("tickets__create_ticket").
+    """
     only_named_arguments: _builtins.bool
     """Refuse arguments that no constraint names."""
     max_invocations_per_run: _builtins.int
     """How many invocations of the tool one run may make. Unset: no limit."""
+    effect: _graph_pb2.ToolEffect.ValueType
+    """For a tool of an MCP server: what the grant's creator knows it to do,
+    which decides about repeating it after a crash. Unset: OUTWARD, whatever
+    the server's own hints say. Other tools declare their effect in code;
+    setting it for one of those is refused.
+    """
     @_builtins.property
     def arguments(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArgumentConstraint]:
         """What must hold for the arguments; all of them must."""
+
+    @_builtins.property
+    def mcp_tool(self) -> Global___McpTool:
+        """For a tool of an MCP server: the definition it is pinned to. Written when
+        the grant is created. In CreateGrant only `digest` is read: the definition
+        must then be the one with this digest, so that what was reviewed is what
+        is granted.
+        """
 
     def __init__(
         self,
@@ -202,16 +221,64 @@ class ToolPermission(_message.Message):
         arguments: _abc.Iterable[Global___ArgumentConstraint] | None = ...,
         only_named_arguments: _builtins.bool = ...,
         max_invocations_per_run: _builtins.int | None = ...,
+        effect: _graph_pb2.ToolEffect.ValueType = ...,
+        mcp_tool: Global___McpTool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_invocations_per_run", b"_max_invocations_per_run", "max_invocations_per_run", b"max_invocations_per_run"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_invocations_per_run", b"_max_invocations_per_run", "max_invocations_per_run", b"max_invocations_per_run", "mcp_tool", b"mcp_tool"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_invocations_per_run", b"_max_invocations_per_run", "arguments", b"arguments", "max_invocations_per_run", b"max_invocations_per_run", "only_named_arguments", b"only_named_arguments", "tool", b"tool"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_invocations_per_run", b"_max_invocations_per_run", "arguments", b"arguments", "effect", b"effect", "max_invocations_per_run", b"max_invocations_per_run", "mcp_tool", b"mcp_tool", "only_named_arguments", b"only_named_arguments", "tool", b"tool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_invocations_per_run: _TypeAlias = _typing.Literal["max_invocations_per_run"]  # noqa: Y015
     _WhichOneofArgType__max_invocations_per_run: _TypeAlias = _typing.Literal["_max_invocations_per_run", b"_max_invocations_per_run"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_invocations_per_run) -> _WhichOneofReturnType__max_invocations_per_run | None: ...
 
 Global___ToolPermission: _TypeAlias = ToolPermission  # noqa: Y015
+
+@_typing.final
+class McpTool(_message.Message):
+    """A tool of an MCP server, as it was when it was granted. While the server
+    defines it otherwise, invocations are denied with TOOL_CHANGED.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONNECTION_ID_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    INPUT_SCHEMA_FIELD_NUMBER: _builtins.int
+    connection_id: _builtins.str
+    """The connection whose server has it; one that the grant names."""
+    provider: _builtins.str
+    """That connection's provider ("mcp:tickets")."""
+    name: _builtins.str
+    """The server's name for the tool."""
+    digest: _builtins.str
+    """The definition's digest; see cogni.connections.v1.ConnectionTool."""
+    description: _builtins.str
+    """What it does, as models are told. Left out of ListGrants."""
+    @_builtins.property
+    def input_schema(self) -> _struct_pb2.Struct:
+        """JSON Schema of its arguments. Left out of ListGrants."""
+
+    def __init__(
+        self,
+        *,
+        connection_id: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        name: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        description: _builtins.str = ...,
+        input_schema: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input_schema", b"input_schema"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connection_id", b"connection_id", "description", b"description", "digest", b"digest", "input_schema", b"input_schema", "name", b"name", "provider", b"provider"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___McpTool: _TypeAlias = McpTool  # noqa: Y015
 
 @_typing.final
 class ArgumentConstraint(_message.Message):

@@ -68,9 +68,14 @@ class GrantServiceServicer:
 
     def CreateGrant(self, request, context):
         """Creates a grant owned by the caller. It may name only connections and
-        accounts that the caller owns or was given. Idempotent by request_id, for
-        ever. Safe to retry. Scope grants:write.
-        Errors: RESOURCE_NOT_OWNED (connection, or account), REQUEST_ID_REUSED.
+        accounts that the caller owns or was given. Tools of the MCP servers among
+        these connections are asked for there, and pinned to their present
+        definitions. Idempotent by request_id, for ever. Safe to retry. Scope
+        grants:write.
+        Errors: RESOURCE_NOT_OWNED (connection, or account), REQUEST_ID_REUSED,
+        TOOL_CHANGED (the server has no such tool, or defines it otherwise than
+        reviewed), LIMIT_EXCEEDED (definitions too large together), and what
+        ListConnectionTools answers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

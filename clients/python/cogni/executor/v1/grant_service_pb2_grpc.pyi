@@ -35,9 +35,14 @@ class GrantServiceStub:
     def __new__(cls, channel: _aio.Channel) -> GrantServiceAsyncStub: ...
     CreateGrant: _grpc.UnaryUnaryMultiCallable[_grant_service_pb2.CreateGrantRequest, _grant_service_pb2.CreateGrantResponse]
     """Creates a grant owned by the caller. It may name only connections and
-    accounts that the caller owns or was given. Idempotent by request_id, for
-    ever. Safe to retry. Scope grants:write.
-    Errors: RESOURCE_NOT_OWNED (connection, or account), REQUEST_ID_REUSED.
+    accounts that the caller owns or was given. Tools of the MCP servers among
+    these connections are asked for there, and pinned to their present
+    definitions. Idempotent by request_id, for ever. Safe to retry. Scope
+    grants:write.
+    Errors: RESOURCE_NOT_OWNED (connection, or account), REQUEST_ID_REUSED,
+    TOOL_CHANGED (the server has no such tool, or defines it otherwise than
+    reviewed), LIMIT_EXCEEDED (definitions too large together), and what
+    ListConnectionTools answers.
     """
     GetGrant: _grpc.UnaryUnaryMultiCallable[_grant_service_pb2.GetGrantRequest, _grant_service_pb2.GetGrantResponse]
     """Returns one grant. Changes nothing. Scope grants:read.
@@ -74,9 +79,14 @@ class GrantServiceAsyncStub(GrantServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateGrant: _aio.UnaryUnaryMultiCallable[_grant_service_pb2.CreateGrantRequest, _grant_service_pb2.CreateGrantResponse]  # type: ignore[assignment]
     """Creates a grant owned by the caller. It may name only connections and
-    accounts that the caller owns or was given. Idempotent by request_id, for
-    ever. Safe to retry. Scope grants:write.
-    Errors: RESOURCE_NOT_OWNED (connection, or account), REQUEST_ID_REUSED.
+    accounts that the caller owns or was given. Tools of the MCP servers among
+    these connections are asked for there, and pinned to their present
+    definitions. Idempotent by request_id, for ever. Safe to retry. Scope
+    grants:write.
+    Errors: RESOURCE_NOT_OWNED (connection, or account), REQUEST_ID_REUSED,
+    TOOL_CHANGED (the server has no such tool, or defines it otherwise than
+    reviewed), LIMIT_EXCEEDED (definitions too large together), and what
+    ListConnectionTools answers.
     """
     GetGrant: _aio.UnaryUnaryMultiCallable[_grant_service_pb2.GetGrantRequest, _grant_service_pb2.GetGrantResponse]  # type: ignore[assignment]
     """Returns one grant. Changes nothing. Scope grants:read.
@@ -116,9 +126,14 @@ class GrantServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_grant_service_pb2.CreateGrantResponse, _abc.Awaitable[_grant_service_pb2.CreateGrantResponse]]:
         """Creates a grant owned by the caller. It may name only connections and
-        accounts that the caller owns or was given. Idempotent by request_id, for
-        ever. Safe to retry. Scope grants:write.
-        Errors: RESOURCE_NOT_OWNED (connection, or account), REQUEST_ID_REUSED.
+        accounts that the caller owns or was given. Tools of the MCP servers among
+        these connections are asked for there, and pinned to their present
+        definitions. Idempotent by request_id, for ever. Safe to retry. Scope
+        grants:write.
+        Errors: RESOURCE_NOT_OWNED (connection, or account), REQUEST_ID_REUSED,
+        TOOL_CHANGED (the server has no such tool, or defines it otherwise than
+        reviewed), LIMIT_EXCEEDED (definitions too large together), and what
+        ListConnectionTools answers.
         """
 
     @_abc_1.abstractmethod

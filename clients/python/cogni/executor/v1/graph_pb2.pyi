@@ -124,7 +124,9 @@ class Graph(_message.Message):
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:
-        """The tools it declares. A grant must name those it may use."""
+        """The tools it declares. A grant must name those it may use. Tools of MCP
+        servers come with the grant and are not among them.
+        """
 
     @_builtins.property
     def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -175,7 +177,9 @@ class Tool(_message.Message):
     effect: Global___ToolEffect.ValueType
     """What it does to the world outside."""
     provider: _builtins.str
-    """The kind of connection it needs ("bluesky/app_password"). Empty: none."""
+    """The provider whose connection it needs, for example "bluesky". Empty:
+    none. Of several it can use, the one it prefers.
+    """
     @_builtins.property
     def arguments_schema(self) -> _struct_pb2.Struct:
         """JSON Schema of its arguments."""

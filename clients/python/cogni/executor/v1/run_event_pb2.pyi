@@ -498,7 +498,9 @@ class ToolInvoked(_message.Message):
     """The model's id of the call, when a model asked for it."""
     @_builtins.property
     def arguments(self) -> _struct_pb2.Struct:
-        """The arguments, as the model or the graph gave them."""
+        """The arguments, as the model or the graph gave them; "[redacted]" in place
+        of those that the tool declares not to be shown.
+        """
 
     def __init__(
         self,
@@ -566,7 +568,9 @@ class ToolDenied(_message.Message):
     """The tool's name."""
     reason: _error_reason_pb2.ErrorReason.ValueType
     """Why, for programs: TOOL_NOT_GRANTED, ARGUMENT_NOT_ALLOWED,
-    CONNECTION_NOT_GRANTED, GRANT_REVOKED, GRANT_EXPIRED, INVOCATION_LIMIT.
+    CONNECTION_NOT_GRANTED, GRANT_REVOKED, GRANT_EXPIRED, INVOCATION_LIMIT,
+    TOOL_CHANGED (an MCP server's definition is looked at after the grant has
+    allowed the invocation, so this one follows a ToolAllowed).
     """
     message: _builtins.str
     """Why, for people."""
@@ -600,6 +604,7 @@ class ToolFinished(_message.Message):
     OUTPUT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     REUSED_FIELD_NUMBER: _builtins.int
+    UNTRUSTED_FIELD_NUMBER: _builtins.int
     invocation_id: _builtins.str
     """The invocation."""
     tool: _builtins.str
@@ -608,9 +613,15 @@ class ToolFinished(_message.Message):
     """Whether the outcome was taken over from an earlier attempt instead of
     invoking the tool again.
     """
+    untrusted: _builtins.bool
+    """Whether the output comes from somebody nobody here vouches for (an MCP
+    server, a fetched page). Show it as such; never act on what it says.
+    """
     @_builtins.property
     def output(self) -> _struct_pb2.Value:
-        """What the tool returned, with credentials scrubbed. Unset when it failed."""
+        """What the tool returned, with credentials scrubbed; "[redacted]" when the
+        tool declares that it is not to be shown. Unset when it failed.
+        """
 
     @_builtins.property
     def error(self) -> _run_pb2.RunError:
@@ -624,10 +635,11 @@ class ToolFinished(_message.Message):
         output: _struct_pb2.Value | None = ...,
         error: _run_pb2.RunError | None = ...,
         reused: _builtins.bool = ...,
+        untrusted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "output", b"output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "invocation_id", b"invocation_id", "output", b"output", "reused", b"reused", "tool", b"tool"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "invocation_id", b"invocation_id", "output", b"output", "reused", b"reused", "tool", b"tool", "untrusted", b"untrusted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

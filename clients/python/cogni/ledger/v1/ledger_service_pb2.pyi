@@ -638,7 +638,8 @@ class ReleaseHoldRequest(_message.Message):
     @_builtins.property
     def unsettled(self) -> _amount_pb2.Amount:
         """What to keep: the sum of calls that are not settled yet. The hold stays
-        ACTIVE with it. Absent or zero gives all back and ends the hold.
+        open with it, also with an explicit zero, and can be topped up again. Absent
+        gives all back and ends the hold.
         """
 
     def __init__(

@@ -188,6 +188,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_TOOL_FAILED: _ErrorReason.ValueType  # 126
     """The tool itself failed. Seen in events and audit records."""
+    ERROR_REASON_TOOL_CHANGED: _ErrorReason.ValueType  # 127
+    """The server's definition of the tool is not the one that was granted. Seen
+    in events and audit records; and when a grant is created, for a definition
+    other than the one that was reviewed, or for a tool that the connections
+    it names do not have (FAILED_PRECONDITION, metadata "tool"). Look at the
+    tools again (ListConnectionTools), then grant them again.
+    """
     ERROR_REASON_PROVIDER_UNKNOWN: _ErrorReason.ValueType  # 300
     """No provider of that name (INVALID_ARGUMENT). ListProviders has them all."""
     ERROR_REASON_PROVIDER_NOT_CONFIGURED: _ErrorReason.ValueType  # 301
@@ -257,6 +264,20 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_CONSENT_WITHDRAWN: _ErrorReason.ValueType  # 319
     """The owner has withdrawn the consent under which the run's grant names the
     connection (PERMISSION_DENIED).
+    """
+    ERROR_REASON_TOOLS_NOT_SUPPORTED: _ErrorReason.ValueType  # 320
+    """This kind of connection has no tools of its own (FAILED_PRECONDITION).
+    Only connections to MCP servers have.
+    """
+    ERROR_REASON_PROVIDER_MISMATCH: _ErrorReason.ValueType  # 321
+    """The connection is of a provider whose credential the tool cannot use
+    (FAILED_PRECONDITION). Metadata "provider" says of which.
+    """
+    ERROR_REASON_INSTALLATIONS_NOT_SUPPORTED: _ErrorReason.ValueType  # 322
+    """This kind of connection has no installations (FAILED_PRECONDITION)."""
+    ERROR_REASON_APP_KEY_NOT_ALLOWED: _ErrorReason.ValueType  # 323
+    """The operator does not let this tenant use that private key
+    (PERMISSION_DENIED). Metadata "private_key" names it.
     """
     ERROR_REASON_GRANT_UNUSABLE: _ErrorReason.ValueType  # 200
     """The grant that a schedule or trigger names is unknown, revoked, expired,
@@ -515,6 +536,13 @@ records of a run that waits for a person's verdict.
 """
 ERROR_REASON_TOOL_FAILED: ErrorReason.ValueType  # 126
 """The tool itself failed. Seen in events and audit records."""
+ERROR_REASON_TOOL_CHANGED: ErrorReason.ValueType  # 127
+"""The server's definition of the tool is not the one that was granted. Seen
+in events and audit records; and when a grant is created, for a definition
+other than the one that was reviewed, or for a tool that the connections
+it names do not have (FAILED_PRECONDITION, metadata "tool"). Look at the
+tools again (ListConnectionTools), then grant them again.
+"""
 ERROR_REASON_PROVIDER_UNKNOWN: ErrorReason.ValueType  # 300
 """No provider of that name (INVALID_ARGUMENT). ListProviders has them all."""
 ERROR_REASON_PROVIDER_NOT_CONFIGURED: ErrorReason.ValueType  # 301
@@ -584,6 +612,20 @@ ERROR_REASON_KEY_UNKNOWN: ErrorReason.ValueType  # 318
 ERROR_REASON_CONSENT_WITHDRAWN: ErrorReason.ValueType  # 319
 """The owner has withdrawn the consent under which the run's grant names the
 connection (PERMISSION_DENIED).
+"""
+ERROR_REASON_TOOLS_NOT_SUPPORTED: ErrorReason.ValueType  # 320
+"""This kind of connection has no tools of its own (FAILED_PRECONDITION).
+Only connections to MCP servers have.
+"""
+ERROR_REASON_PROVIDER_MISMATCH: ErrorReason.ValueType  # 321
+"""The connection is of a provider whose credential the tool cannot use
+(FAILED_PRECONDITION). Metadata "provider" says of which.
+"""
+ERROR_REASON_INSTALLATIONS_NOT_SUPPORTED: ErrorReason.ValueType  # 322
+"""This kind of connection has no installations (FAILED_PRECONDITION)."""
+ERROR_REASON_APP_KEY_NOT_ALLOWED: ErrorReason.ValueType  # 323
+"""The operator does not let this tenant use that private key
+(PERMISSION_DENIED). Metadata "private_key" names it.
 """
 ERROR_REASON_GRANT_UNUSABLE: ErrorReason.ValueType  # 200
 """The grant that a schedule or trigger names is unknown, revoked, expired,

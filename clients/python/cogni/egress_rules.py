@@ -1,4 +1,4 @@
-"""Which addresses this service may call: public ones, and those the operator allows."""
+"""Which addresses a process may call: public ones, and those its operator allows."""
 
 from __future__ import annotations
 
@@ -68,15 +68,21 @@ def origin_of(url: str) -> Origin:
         raise ValueError(f"must be at most {_URL_LENGTH_MAX} characters long")
     if not url.isprintable() or " " in url or "\\" in url:
         raise ValueError("must not contain spaces, backslashes or control characters")
+    if not url.isascii():
+        raise ValueError("must be ASCII: write the host in punycode and the rest percent-encoded")
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
         raise ValueError("is not a URL") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
         raise ValueError("must be an http or https URL with a host")
     if parts.username is not None or parts.password is not None:
         raise ValueError("must not contain a user name or password")
+    if ":" not in parts.hostname and not all(
+        0 < len(label) < 64 for label in parts.hostname.removesuffix(".").split(".")
+    ):
+        raise ValueError("must have a host whose parts are 1 to 63 characters long")
     default = 443 if parts.scheme == "https" else 80
     return Origin(parts.scheme, parts.hostname.lower(), port or default)
 

@@ -1,15 +1,15 @@
 """Give leases in one statement, and find an attempt's successor without reading its leases.
 
-Revision ID: 0002
-Revises: 0001
+Revision ID: 0003
+Revises: 0002
 """
 
 from alembic import op
 
 from services.runtime.roles import Roles
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 
 # `version` names what a lease is made of, as `version_of` in use_cases/known.py writes it: whoever
 # read the rows before gives it back, and learns when they have changed since. Callers' changes
@@ -150,5 +150,7 @@ def upgrade() -> None:
     """Add the function and its index; the release before goes on without them."""
     op.execute("CREATE INDEX leases_by_attempt ON leases (tenant_id, run_id, epoch)")
     op.execute(_GIVE)
-    roles = Roles.of("connections")
-    op.execute(f'GRANT EXECUTE ON FUNCTION give_leases(text, json) TO "{roles.app}"')
+    schema = op.get_context().version_table_schema
+    assert schema, "migrate() names the schema"
+    app = Roles.of(schema).app
+    op.execute(f'GRANT EXECUTE ON FUNCTION give_leases(text, json) TO "{app}"')

@@ -1,0 +1,1 @@
+"""MCP (https://modelcontextprotocol.io) as Connections and runners speak it: no I/O, no imports."""
