@@ -29,6 +29,7 @@ from services.connections.lease import Lease
 from services.connections.providers.bluesky import BLUESKY
 from services.connections.providers.failures import FailureKind, ProviderError
 from services.connections.providers.github_app import github_app
+from services.connections.providers.github_installations import AppKey
 from services.connections.providers.github_oauth import github_oauth
 from services.connections.providers.http import Answer, Request, get, retry_after
 from services.connections.providers.oauth import OAuthClient
@@ -157,9 +158,10 @@ _OAUTH2_SETTINGS = {
     "base_url": "https://api.example.com",
     "client_id": "c",
 }
+_APP = github_app({"main": AppKey(PEM)})
 PROVIDERS: list[tuple[Provider, dict[str, Any]]] = [
     (BLUESKY, {}),
-    (github_app({"main": PEM}), {"app_id": "1", "installation_id": "2", "private_key": "main"}),
+    (_APP, {"app_id": "1", "installation_id": "2", "private_key": "main"}),
     (github_oauth(_CLIENT), {}),
     (twitter(_CLIENT), {}),
     (OAUTH2, _OAUTH2_SETTINGS),
