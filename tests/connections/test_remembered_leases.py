@@ -211,9 +211,25 @@ async def test_leases_of_a_remembered_connection_are_cut_down_each_to_its_own_wi
     )
 
     assert got == ["one", "two", "one"]
-    assert (cut.wishes, reads.count) == ([one, two], 1)
+    assert (cut.wishes, reads.count) == ([one, two], 3), "read before each cut, and only then"
     assert await lease(world, made.connection_id) == "1", "and whole where nothing was asked"
     assert short.expire_time - made.create_time < timedelta(minutes=4), "no longer than the cut one"
+
+
+async def test_nothing_is_cut_for_a_connection_that_died_since(
+    database: DatabaseFactory, key_ring: KeyRing
+) -> None:
+    cut = Cut()
+    here = make_world(await database("connections"), key_ring, narrow=cut.narrow)
+    made = await here.connect(user())
+    await lease(here, made.connection_id)
+    async with here.database.tenant("t1") as tx:
+        await connections.change_state(tx, "t1", made.connection_id, State.REVOKED)
+
+    with pytest.raises(ServiceError) as caught:
+        await lease(here, made.connection_id, wish=LeaseWish(resources=("one",)))
+
+    assert (caught.value.reason, cut.wishes) == ("CONNECTION_REVOKED", [])
 
 
 async def test_a_lease_that_waits_for_a_revocation_sees_it(world: World) -> None:

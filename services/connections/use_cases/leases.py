@@ -149,14 +149,18 @@ class Leases:
 
     def _suffices(self, caller: Caller, wanted: LeaseWanted, known: Known) -> bool:
         """Whether what is remembered speaks for the lease. What speaks against it is read anew:
-        the caller may have been given consent, or the connection scopes, since."""
+        the caller may have been given consent, or the connection scopes, since. So is what a
+        provider shall cut down: it mints nothing for a connection that was withdrawn since."""
         try:
             _check_provider(known.connection, wanted.providers)
             _check_consent(caller, known.connection)
             check_scopes(known.provider, known.connection, wanted.wish)
         except ServiceError:
             return False
-        return self._has_life(known)
+        generation = known.stored.session_generation
+        return self._has_life(known) and self._narrowing.asks_nobody(
+            known.provider, known.connection, generation, wanted.wish
+        )
 
     def _has_life(self, known: Known) -> bool:
         if known.provider.sessions is None:
