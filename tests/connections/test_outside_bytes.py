@@ -158,10 +158,12 @@ _OAUTH2_SETTINGS = {
     "base_url": "https://api.example.com",
     "client_id": "c",
 }
-_APP = github_app({"main": AppKey(PEM)})
 PROVIDERS: list[tuple[Provider, dict[str, Any]]] = [
     (BLUESKY, {}),
-    (_APP, {"app_id": "1", "installation_id": "2", "private_key": "main"}),
+    (
+        github_app({"main": AppKey(PEM)}),
+        {"app_id": "1", "installation_id": "2", "private_key": "main"},
+    ),
     (github_oauth(_CLIENT), {}),
     (twitter(_CLIENT), {}),
     (OAUTH2, _OAUTH2_SETTINGS),
