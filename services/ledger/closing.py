@@ -5,6 +5,7 @@ from __future__ import annotations
 from services.ledger.holding import Holding
 from services.ledger.run_close import RunClose, compare, gap_of
 from services.ledger.store import RaceLostError, closes, gaps, runs
+from services.ledger.store.gaps import Found
 from services.runtime.database import Database
 from services.runtime.errors import unavailable
 
@@ -47,5 +48,5 @@ class Closing:
             if kind is None:
                 await gaps.clear(tx, tenant_id, [run_id])
             else:
-                await gaps.put(tx, tenant_id, run_id, kind, unit_count, recorded.units)
+                await gaps.put(tx, tenant_id, [Found(run_id, kind, unit_count, recorded.units)])
             return close

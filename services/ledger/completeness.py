@@ -7,7 +7,7 @@ from datetime import datetime
 
 from services.ledger.run_close import Gap, GapKind, close_state, gap_of
 from services.ledger.store import Transaction, gaps, log
-from services.ledger.store.gaps import Comparison
+from services.ledger.store.gaps import Comparison, Found
 from services.runtime.database import Database
 
 _TENANTS_PER_SWEEP_MAX = 100
@@ -56,12 +56,14 @@ class Completeness:
         size, _ = await log.read_head(tx, tenant_id)
         last = min(size, after + _ENTRIES_PER_STEP_MAX)
         complete: list[str] = []
+        found: list[Found] = []
         for run in await gaps.compare(tx, tenant_id, after, last):
             kind = _judge(run)
             if kind is None:
                 complete.append(run.run_id)
             else:
-                await gaps.put(tx, tenant_id, run.run_id, kind, run.unit_count or 0, run.units)
+                found.append(Found(run.run_id, kind, run.unit_count or 0, run.units))
+        await gaps.put(tx, tenant_id, found)
         await gaps.clear(tx, tenant_id, complete)
         await gaps.advance(tx, tenant_id, last)
         return last < size

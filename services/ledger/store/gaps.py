@@ -51,7 +51,8 @@ LEFT JOIN LATERAL (
 # A gap keeps the time it was first seen, but a run that is still at work is not yet unclosed.
 _PUT = """
 INSERT INTO gaps (tenant_id, run_id, kind, committed_unit_count, recorded_unit_count, detect_time)
-VALUES ($1, $2, $3, $4, $5, cogni_now())
+SELECT $1, gap.*, cogni_now()
+FROM unnest($2::uuid[], $3::smallint[], $4::bigint[], $5::bigint[]) AS gap
 ON CONFLICT (tenant_id, run_id) DO UPDATE
 SET committed_unit_count = excluded.committed_unit_count,
     recorded_unit_count = excluded.recorded_unit_count, kind = excluded.kind,
@@ -59,7 +60,7 @@ SET committed_unit_count = excluded.committed_unit_count,
                        THEN gaps.detect_time ELSE excluded.detect_time END
 """
 
-_CLEAR = "DELETE FROM gaps WHERE tenant_id = $1 AND run_id = $2"
+_CLEAR = "DELETE FROM gaps WHERE tenant_id = $1 AND run_id = ANY($2::uuid[])"
 
 _VISIBLE = f"(kind <> 4 OR detect_time < cogni_now() - interval '{UNCLOSED_AFTER}')"
 
@@ -82,6 +83,16 @@ class Comparison:
     digest: bytes
     unit_count: int | None
     units_digest: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A run with a gap, as it stands now."""
+
+    run_id: str
+    kind: GapKind
+    committed: int
+    recorded: int
 
 
 async def behind(tx: Transaction, limit: int) -> list[str]:
@@ -107,16 +118,22 @@ async def compare(tx: Transaction, tenant_id: str, after: int, last: int) -> lis
     return [Comparison(str(row[0]), *row[1:]) for row in rows]
 
 
-async def put(
-    tx: Transaction, tenant_id: str, run_id: str, kind: GapKind, committed: int, recorded: int
-) -> None:
-    """Keep a gap, or change the one that is kept."""
-    await tx.execute(_PUT, tenant_id, run_id, int(kind), committed, recorded)
+async def put(tx: Transaction, tenant_id: str, found: Sequence[Found]) -> None:
+    """Keep gaps, or change those that are kept. Names each run once."""
+    # In one statement: every run at work has a gap, and a sweep may meet thousands.
+    await tx.execute(
+        _PUT,
+        tenant_id,
+        [gap.run_id for gap in found],
+        [int(gap.kind) for gap in found],
+        [gap.committed for gap in found],
+        [gap.recorded for gap in found],
+    )
 
 
 async def clear(tx: Transaction, tenant_id: str, run_ids: Sequence[str]) -> None:
     """Forget the gaps of runs that are complete."""
-    await tx.executemany(_CLEAR, [(tenant_id, run_id) for run_id in run_ids])
+    await tx.execute(_CLEAR, tenant_id, run_ids)
 
 
 async def list_page(
