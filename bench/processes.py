@@ -1,7 +1,8 @@
-"""Finds the processes below a process."""
+"""Finds the processes below a process, and what they have cost."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -21,3 +22,9 @@ def descendants(root: int) -> list[int]:
         found.append(pid)
         waiting += parents.get(pid, [])
     return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has used of the processors, in user and kernel mode, so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

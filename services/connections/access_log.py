@@ -110,8 +110,12 @@ def record_hash(previous_hash: bytes, sequence: int, record_time: datetime, entr
         "reason": entry.reason,
         "details": dict(entry.details),
     }
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(previous_hash + canonical.encode()).digest()
+    return hashlib.sha256(previous_hash + canonical(content).encode()).digest()
+
+
+def canonical(content: Mapping[str, object]) -> str:
+    """The contract's canonical JSON: sorted keys, no spaces. give_leases writes the same in SQL."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def append(head: Head, record_time: datetime, entries: Iterable[Entry]) -> list[Record]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -27,18 +27,15 @@ class Batches(Generic[Item, Result]):
     """Runs `work(tenant_id, items)` for whatever waits, one batch per tenant at a time.
 
     An idle tenant's first item is worked on at once: there is no timer, the batch grows only while
-    the one before it runs. Items with the same `key` never share a batch. `work` answers in the
-    order of its items, an exception in place of a result where one item failed; an exception it
-    raises is everybody's.
+    the one before it runs. `work` answers in the order of its items, an exception in place of a
+    result where one item failed; an exception it raises is everybody's.
     """
 
     def __init__(
         self,
         work: Callable[[str, Sequence[Item]], Awaitable[Sequence[Result | Exception]]],
-        key: Callable[[Item], Hashable],
     ) -> None:
         self._work = work
-        self._key = key
         self._queues: dict[str, _Queue[Item, Result]] = {}
 
     async def submit(self, tenant_id: str, item: Item) -> Result:
@@ -71,17 +68,11 @@ class Batches(Generic[Item, Result]):
 
     def _take(self, queue: _Queue[Item, Result]) -> list[tuple[Item, asyncio.Future[Result]]]:
         taken: list[tuple[Item, asyncio.Future[Result]]] = []
-        later: list[tuple[Item, asyncio.Future[Result]]] = []
-        keys: set[Hashable] = set()
         while queue.waiting and len(taken) < BATCH_MAX:
             item, future = queue.waiting.popleft()
-            if future.done():
-                # Its caller gave up (deadline, disconnect): nothing is done for nobody.
-                continue
-            key = self._key(item)
-            (later if key in keys else taken).append((item, future))
-            keys.add(key)
-        queue.waiting.extendleft(reversed(later))
+            # A future that is done has a caller who gave up (deadline, disconnect).
+            if not future.done():
+                taken.append((item, future))
         return taken
 
     async def _run(self, tenant_id: str, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:

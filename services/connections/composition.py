@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 
@@ -39,7 +39,7 @@ from services.connections.use_cases.checkups import Checkups
 from services.connections.use_cases.connections import Connections
 from services.connections.use_cases.installations import Installations
 from services.connections.use_cases.key_rotation import KeyRotations
-from services.connections.use_cases.leases import Leases
+from services.connections.use_cases.leases import LANES, Leases
 from services.connections.use_cases.narrowing import Narrowing
 from services.connections.use_cases.sealed import Vault
 from services.connections.use_cases.sessions import Sessions
@@ -107,7 +107,7 @@ def compose(
     # A pool of its own: receivers that are slow must not keep providers waiting.
     webhook_egress = Egress(rules, limits=EgressLimits(total=SEND_TIMEOUT))
     limits = RenewalLimits(
-        provider_call=choices.provider_timeout, claim=choices.provider_timeout * 1.5
+        provider_call=choices.provider_timeout, claim=choices.provider_timeout * 2
     )
     sessions = Sessions(database, vault, catalogue, egress, limits=limits)
     listener = Listener(database.url, application_name="cogni-connections")
@@ -206,7 +206,7 @@ def _open_database(settings: ConnectionsSettings) -> Database:
         settings.database_url.get_secret_value(),
         settings.service,
         application_name="cogni-connections",
-        limits=DatabaseLimits.of(settings),
+        limits=replace(DatabaseLimits.of(settings), raw_connections_max=2 * LANES),
     )
 
 

@@ -41,15 +41,17 @@ from services.connections.secret import AuthKind, Secret
 from services.runtime.jsonvalues import from_struct, to_struct
 
 messages = connections_service_pb2
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def to_time(moment: datetime | None) -> Timestamp | None:
     """A Timestamp, or None for an absent one."""
     if moment is None:
         return None
-    stamp = Timestamp()
-    stamp.FromDatetime(moment)
-    return stamp
+    # By hand, since each lease answers with one: FromDatetime takes three times as long.
+    since = moment - _EPOCH
+    seconds = since.days * 86_400 + since.seconds
+    return Timestamp(seconds=seconds, nanos=since.microseconds * 1000)
 
 
 def from_time(message: Any, field: str) -> datetime | None:

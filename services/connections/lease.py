@@ -48,11 +48,6 @@ class LeaseRequest:
     invocation_id: str
     tool: str
 
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """What a repeat is known by, within the tenant."""
-        return (self.connection_id, self.run_id, self.invocation_id)
-
 
 @dataclass(frozen=True, slots=True)
 class Target:

@@ -19,13 +19,26 @@ _ATTEMPTS_COUNTED_MAX = 16
 class RenewalLimits:
     """How long one renewal may take.
 
-    The claim outlasts the provider call, so that a living process is never overtaken; a process
-    that was stopped in between notices by its own clock and does not send.
+    The claim outlasts the provider call and the storing of its answer, so that a living process
+    is never overtaken; one that was held up before it sent notices by its own clock and does not
+    send. `keep` is how long an answer is tried to be stored: it exists nowhere else.
     """
 
     provider_call: timedelta = timedelta(seconds=10)
-    claim: timedelta = timedelta(seconds=15)
+    claim: timedelta = timedelta(seconds=20)
     poll: timedelta = timedelta(milliseconds=50)
+    poll_max: timedelta = timedelta(seconds=1)
+    keep: timedelta = timedelta(minutes=2)
+
+    def may_send(self, held: timedelta, *, single_use: bool) -> bool:
+        """Whether a call may begin that long after the claim.
+
+        A call that uses a token up must be over and stored within the claim: whoever claims next
+        would present the token again, and a strict provider then ends the grant.
+        """
+        storing = self.provider_call / 2
+        needs = self.provider_call + storing if single_use else storing
+        return self.claim - held >= needs
 
 
 def renew_time(provider: Provider, session: Session, now: datetime) -> datetime | None:

@@ -11,6 +11,7 @@ import pytest
 from services.connections.key_rotation import KeyRotation, RotationState
 from services.connections.keyring import KeyRing
 from services.connections.store import key_rotations
+from services.connections.use_cases import key_rotation
 from services.connections.use_cases.key_rotation import KeyRotations
 from services.runtime.caller import Caller
 from services.runtime.database import Database
@@ -81,6 +82,24 @@ async def test_a_rotation_that_stopped_half_way_goes_on_in_another_process(
 
     assert (await second.get(ADMIN, "")).state is RotationState.SUCCEEDED
     assert (await second.get(ADMIN, "")).rotated_rows == 6
+
+
+async def test_a_slow_key_service_gets_as_many_rows_as_a_transaction_may_wait_for(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_rotation, "BATCH_SECONDS_MAX", 0.0)
+    world = make_world(db, OLD_RING)
+    for _ in range(2):
+        await world.connect(user())
+    rotations = KeyRotations(db, BOTH)
+    await rotations.begin(ADMIN, new_id(), "")
+
+    await rotations.step()
+    assert (await rotations.get(ADMIN, "")).rotated_rows == 1
+
+    await work(rotations)
+    done = await rotations.get(ADMIN, "")
+    assert (done.state, done.rotated_rows) == (RotationState.SUCCEEDED, 4)
 
 
 async def test_leases_are_given_all_through_a_rotation(

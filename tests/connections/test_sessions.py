@@ -4,41 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
-from cogni.egress_rules import EgressRules
 from services.connections.connection import Connection, State, StateReason
-from services.connections.connection_requests import UpdateWanted
 from services.connections.keyring import KeyRing
-from services.connections.providers.catalogue import Catalogue
 from services.connections.providers.failures import FailureKind, ProviderError, rejected
-from services.connections.providers.provider import RefreshPolicy
+from services.connections.providers.http import Http
+from services.connections.providers.provider import Material, RefreshPolicy
 from services.connections.renewal import RenewalLimits
-from services.connections.secret import AuthKind, Secret
-from services.connections.store import credentials, refreshes
-from services.connections.use_cases.changes import Changes
+from services.connections.secret import Session
+from services.connections.store import refreshes
 from services.runtime.database import Database
 from services.runtime.errors import ServiceError
 from services.runtime.ids import new_id
 from tests.connections.conftest import (
-    NoHttp,
     ScriptedSessions,
     World,
     make_world,
-    scripted_provider,
     user,
 )
+from tests.connections.renewals import QUICK, generation_of, state_of
 from tests.databases import Clock, DatabaseFactory
 
-# Wide, so that a busy machine is not taken for a process that was held up; under the 30 seconds
-# by which tests let a claim run out.
-QUICK = RenewalLimits(
-    provider_call=timedelta(seconds=12),
-    claim=timedelta(seconds=25),
-    poll=timedelta(milliseconds=10),
-)
 IMPATIENT = RenewalLimits(claim=timedelta(seconds=0.3), poll=timedelta(milliseconds=10))
 
 
@@ -49,16 +38,6 @@ async def db(database: DatabaseFactory) -> Database:
 
 def unreachable(*, maybe_done: bool) -> ProviderError:
     return ProviderError(FailureKind.UNAVAILABLE, "no answer", maybe_done=maybe_done)
-
-
-async def state_of(world: World, made: Connection) -> tuple[State, StateReason]:
-    now = await world.connections.get(user(), made.connection_id)
-    return now.state, now.state_reason
-
-
-async def generation_of(world: World, made: Connection) -> int:
-    async with world.database.tenant("t1") as tx:
-        return (await credentials.get(tx, "t1", made.connection_id)).session_generation
 
 
 async def crash_after_claim(world: World, made: Connection, *, ended: bool) -> None:
@@ -217,67 +196,6 @@ async def test_nobody_asks_again_before_the_provider_wants_to_be_asked(
     assert world.sessions.renewed == 2
 
 
-async def test_a_late_answer_is_kept_when_nobody_was_faster(
-    db: Database, key_ring: KeyRing, clock: Clock
-) -> None:
-    slow, impatient = make_world(db, key_ring, limits=QUICK), make_world(db, key_ring, limits=QUICK)
-    made = await slow.connect(user())
-    slow.sessions.gate, slow.sessions.asked = asyncio.Event(), asyncio.Event()
-    late = asyncio.create_task(slow.renewals.renew("t1", made.connection_id, 1))
-    await slow.sessions.asked.wait()
-    await clock.advance(db, timedelta(seconds=30))
-    impatient.sessions.next_failure = rejected("used by the slow one")
-    with pytest.raises(ServiceError):
-        await impatient.renewals.renew("t1", made.connection_id, 1)
-    assert (await state_of(slow, made))[0] is State.NEEDS_REAUTH
-
-    slow.sessions.gate.set()
-    await late
-
-    assert await state_of(slow, made) == (State.ACTIVE, StateReason.NONE)
-    assert await generation_of(slow, made) == 2
-
-
-async def test_a_late_answer_to_a_secret_that_was_replaced_is_dropped(
-    db: Database, key_ring: KeyRing
-) -> None:
-    slow, quick = make_world(db, key_ring, limits=QUICK), make_world(db, key_ring, limits=QUICK)
-    made = await slow.connect(user())
-    slow.sessions.gate, slow.sessions.asked = asyncio.Event(), asyncio.Event()
-    late = asyncio.create_task(slow.renewals.renew("t1", made.connection_id, 1))
-    await slow.sessions.asked.wait()
-    catalogue = Catalogue([scripted_provider(quick.sessions)])
-    changes = Changes(db, quick.vault, catalogue, NoHttp(), EgressRules())
-    other = Secret(AuthKind.APP_PASSWORD, {"identifier": "bea", "password": "new"})
-    wanted = UpdateWanted(made.connection_id, frozenset(), secret=other, skip_check=True)
-    await changes.update(user(), wanted)
-    await quick.renewals.renew("t1", made.connection_id, 0)
-
-    slow.sessions.gate.set()
-    await late
-
-    assert quick.sessions.begun == 1
-    assert await generation_of(quick, made) == 1, "the old account's answer replaced nothing"
-
-
-async def test_a_refusal_that_somebodys_answer_overtook_declares_nothing_dead(
-    db: Database, key_ring: KeyRing, clock: Clock
-) -> None:
-    slow, quick = make_world(db, key_ring, limits=QUICK), make_world(db, key_ring, limits=QUICK)
-    made = await slow.connect(user())
-    slow.sessions.gate, slow.sessions.asked = asyncio.Event(), asyncio.Event()
-    slow.sessions.next_failure = rejected("used by the quick one")
-    late = asyncio.create_task(slow.renewals.renew("t1", made.connection_id, 1))
-    await slow.sessions.asked.wait()
-    await clock.advance(db, timedelta(seconds=30))
-    await quick.renewals.renew("t1", made.connection_id, 1)
-
-    slow.sessions.gate.set()
-    await late
-
-    assert await state_of(slow, made) == (State.ACTIVE, StateReason.NONE)
-
-
 async def test_a_refused_session_begins_anew_where_the_secret_allows_it(
     db: Database, key_ring: KeyRing
 ) -> None:
@@ -299,6 +217,29 @@ async def test_due_sessions_are_renewed_behind_and_others_left_alone(
     assert await world.renewals.renew_due() == 1
     assert await world.renewals.renew_due() == 0
     assert await generation_of(world, made) == 2
+
+
+class InPairs(ScriptedSessions):
+    """Answers when two wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = asyncio.Barrier(2)
+
+    async def renew(self, material: Material, http: Http, now: datetime) -> Session:
+        await self.both.wait()
+        return await super().renew(material, http, now)
+
+
+async def test_due_sessions_do_not_wait_for_a_slow_provider(
+    db: Database, key_ring: KeyRing, clock: Clock
+) -> None:
+    world = make_world(db, key_ring, InPairs(), limits=QUICK)
+    made = [await world.connect(user()) for _ in range(2)]
+    await clock.advance(db, timedelta(minutes=118))
+    async with asyncio.timeout(10):
+        assert await world.renewals.renew_due() == 2
+    assert [await generation_of(world, each) for each in made] == [2, 2]
 
 
 async def test_an_abandoned_renewal_is_settled_without_anybody_asking(

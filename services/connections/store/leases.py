@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import and_, delete, func, select, update
@@ -12,18 +11,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.connections.tables import leases, revoked_grants, revoked_runs
 
 SWEEP_ROWS_MAX = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """What decides about a lease, read behind the tenant's head lock.
-
-    `connection_state` is "" when the connection is gone.
-    """
-
-    grant_revoked: bool
-    attempt_over: bool
-    connection_state: str
 
 
 async def revoke_grant(

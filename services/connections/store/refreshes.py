@@ -90,8 +90,10 @@ async def claim(
     )
 
 
-async def finish(tx: AsyncConnection, tenant_id: str, connection_id: str) -> None:
-    """Clear the row: the generation's renewal is settled."""
+async def finish(
+    tx: AsyncConnection, tenant_id: str, connection_id: str, *, maybe_done: bool = False
+) -> None:
+    """Clear the row: the generation's renewal is settled. `maybe_done` is said of the next one."""
     await _write(
         tx,
         tenant_id,
@@ -100,10 +102,24 @@ async def finish(tx: AsyncConnection, tenant_id: str, connection_id: str) -> Non
             "claim_id": None,
             "claim_expire_time": None,
             "attempts": 0,
-            "maybe_done": False,
+            "maybe_done": maybe_done,
             "not_before": None,
             "reason": "",
         },
+    )
+
+
+async def doubt(tx: AsyncConnection, tenant_id: str, connection_id: str) -> None:
+    """Have the present session tried at once: another use of its grant may have ended it."""
+    await _write(tx, tenant_id, connection_id, {"maybe_done": True})
+    await tx.execute(
+        update(credentials)
+        .where(
+            credentials.c.tenant_id == tenant_id,
+            credentials.c.connection_id == connection_id,
+            credentials.c.kind == "session",
+        )
+        .values(renew_time=func.cogni_now())
     )
 
 

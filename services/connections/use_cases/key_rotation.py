@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -22,6 +23,9 @@ from services.runtime.ids import new_id
 
 # Re-wrapping blocks the loop for some tens of microseconds a row; leases must get their turn.
 _ROWS_BETWEEN_YIELDS = 20
+# A key management service takes some 10 ms a row, and PostgreSQL ends a transaction that idles for
+# five seconds.
+BATCH_SECONDS_MAX = 1.0
 
 
 class KeyRotations:
@@ -80,7 +84,7 @@ class KeyRotations:
                 return await self._end(tx, rotation)
             done, failed = await self._rewrap(rows)
             await key_rotations.rewrap(tx, rotation.key_id, done)
-            last = rows[-1].binding
+            last = rows[len(done) + failed - 1].binding
             await key_rotations.advance(
                 tx,
                 rotation.rotation_id,
@@ -91,9 +95,13 @@ class KeyRotations:
         return True
 
     async def _rewrap(self, rows: list[StoredCredential]) -> tuple[list[Rewrapped], int]:
+        """Those of the first rows that could be wrapped anew, and how many could not."""
         done: list[Rewrapped] = []
         failed = 0
+        end = time.monotonic() + BATCH_SECONDS_MAX
         for number, row in enumerate(rows):
+            if number and time.monotonic() > end:
+                break
             try:
                 fresh = await rewrap(row.envelope, row.binding, self._keys)
                 done.append(Rewrapped(row, fresh.wrapped_key))

@@ -2,50 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
 
-from services.connections.access_log import Action, Decision, Entry
+from services.connections.access_log import Action, Decision
 from services.connections.batching import Batches
-from services.connections.callers import entry_by
-from services.connections.connection import Connection, State, check_usable
+from services.connections.callers import actor_of, entry_by
+from services.connections.connection import Connection, check_usable
 from services.connections.lease import EVERY_EPOCH, Lease, LeaseRequest, LeaseWanted, Target
 from services.connections.providers.catalogue import Catalogue
-from services.connections.providers.provider import LeaseWish, Provider
 from services.connections.store import access_log, lease_batches, leases
-from services.connections.store.credentials import StoredCredentials
+from services.connections.store.lease_batches import STALE, Asked, Decided
+from services.connections.use_cases.known import Known, KnownConnections, version_of
 from services.connections.use_cases.narrowing import Narrowing, Ready, check_scopes
 from services.connections.use_cases.sealed import Vault
 from services.connections.use_cases.sessions import Sessions
 from services.runtime.caller import Caller
 from services.runtime.database import Database
 from services.runtime.errors import ErrorKind, ServiceError, denied, not_found
-from services.runtime.ids import new_id
+from services.runtime.lane import Lane
 
 # A renewal may be overtaken by a change of the connection; more than a few are no coincidence.
-_TRIES_MAX = 3
-_TOUCH_EVERY = timedelta(minutes=1)
-
-
-@dataclass(frozen=True, slots=True)
-class _Gift:
-    """A lease about to be given, with what the log will say of it."""
-
-    request: LeaseRequest
-    ttl: timedelta
-    session_end: datetime | None
-    last_lease_time: datetime | None
-    entry: Entry
-
-    def end(self, now: datetime) -> datetime:
-        """When the lease ends: never after its session."""
-        end = now + self.ttl
-        return min(end, self.session_end) if self.session_end else end
-
-    def touches(self, now: datetime) -> bool:
-        """Whether the connection's last_lease_time is worth a write."""
-        return self.last_lease_time is None or now - self.last_lease_time > _TOUCH_EVERY
+_TRIES_MAX = 4
+#: Connections for decisions, taken as they are needed and kept; reads need others of the pool.
+LANES = 3
 
 
 class Leases:
@@ -60,6 +43,7 @@ class Leases:
         narrowing: Narrowing,
         *,
         keep_revocations: timedelta = timedelta(days=7),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._vault = vault
@@ -67,31 +51,47 @@ class Leases:
         self._sessions = sessions
         self._narrowing = narrowing
         self._keep_revocations = keep_revocations
-        self._reads = Batches(self._read, key=_never_the_same)
-        self._gifts = Batches(self._give, key=_key)
+        self._known = KnownConnections(clock)
+        self._clock = clock
+        self._reads = Batches(self._read)
+        self._gifts = Batches(self._give)
+        self._lanes: asyncio.LifoQueue[Lane] = asyncio.LifoQueue()
+        for _ in range(LANES):
+            self._lanes.put_nowait(database.lane())
 
     async def lease(self, caller: Caller, wanted: LeaseWanted) -> Lease:
         """Give a credential, or record the refusal and raise ServiceError."""
-        entry = replace(
-            entry_by(caller, Action.LEASE_CREDENTIAL, Decision.ALLOWED),
-            connection_id=wanted.connection_id,
-            invocation_id=wanted.invocation_id,
-            tool=wanted.tool,
-        )
-        try:
-            _check_named(caller, wanted.connection_id)
-            ready = await self._ready(caller, wanted)
-            ready = await self._narrowing.narrowed(ready, wanted.wish)
-            credential = ready.provider.lend(ready.material, wanted.wish)
-            scopes = wanted.wish.scopes or ready.connection.scopes
-        except ServiceError as refusal:
-            await self._record_refusal(caller.tenant_id, entry, refusal)
-            raise
-        gift = _gift(caller, wanted, ready, entry)
-        lease_id, expire_time = await self._gifts.submit(caller.tenant_id, gift)
-        if ready.renewal_due:
-            self._sessions.renew_soon(caller.tenant_id, wanted.connection_id, ready.generation)
-        return Lease(lease_id, credential, expire_time, scopes, ready.connection.provider)
+        tenant_id, connection_id = caller.tenant_id, wanted.connection_id
+        for _ in range(_TRIES_MAX):
+            try:
+                _check_named(caller, connection_id)
+                ready = await self._ready(caller, wanted)
+                ready = await self._narrowing.narrowed(ready, wanted.wish)
+                credential = ready.provider.lend(ready.material, wanted.wish)
+            except ServiceError as refusal:
+                await self._record_refusal(caller, wanted, refusal)
+                raise
+            asked = _asked(caller, wanted, ready)
+            # Recorded whatever comes of it, unless it is stale.
+            decided = await self._gifts.submit(tenant_id, asked)
+            if decided.outcome == "":
+                assert decided.expire_time is not None
+                if ready.renew_time is not None and ready.renew_time <= decided.now:
+                    self._sessions.renew_soon(tenant_id, connection_id, ready.generation)
+                scopes = wanted.wish.scopes or ready.connection.scopes
+                return Lease(
+                    decided.lease_id,
+                    credential,
+                    decided.expire_time,
+                    scopes,
+                    ready.connection.provider,
+                )
+            self._known.forget(tenant_id, connection_id)
+            if decided.outcome != STALE:
+                raise _refusal(decided.outcome, connection_id)
+        overtaken = _keeps_changing()
+        await self._record_refusal(caller, wanted, overtaken)
+        raise overtaken
 
     async def revoke(self, caller: Caller, target: Target, comment: str) -> int:
         """End leases and refuse new ones; how many were live."""
@@ -129,83 +129,97 @@ class Leases:
         await self._gifts.close()
 
     async def _ready(self, caller: Caller, wanted: LeaseWanted) -> Ready:
+        tenant_id, connection_id = caller.tenant_id, wanted.connection_id
+        known = self._known.find(tenant_id, connection_id)
+        if known is not None and self._suffices(caller, wanted, known):
+            return await self._open(known)
         for _ in range(_TRIES_MAX):
-            connection, stored = await self._reads.submit(caller.tenant_id, wanted.connection_id)
-            _check_provider(connection, wanted.providers)
-            check_usable(connection)
-            _check_consent(caller, connection)
-            provider = self._catalogue.get(connection.provider)
-            check_scopes(provider, connection, wanted.wish)
-            if _has_life(provider, stored):
-                settings = provider.settings.model_validate(connection.settings)
-                return Ready(
-                    connection,
-                    provider,
-                    await self._vault.material(settings, stored),
-                    stored.session.expire_time if stored.session else None,
-                    _renewal_due(stored),
-                    stored.session_generation,
-                    stored.now,
-                )
-            await self._sessions.renew(
-                caller.tenant_id, wanted.connection_id, stored.session_generation
-            )
-        raise ServiceError(
-            ErrorKind.UNAVAILABLE,
-            "REFRESH_IN_PROGRESS",
-            "The credential keeps changing; try again.",
-            retry_after=timedelta(seconds=1),
+            known = await self._reads.submit(tenant_id, connection_id)
+            _check_provider(known.connection, wanted.providers)
+            check_usable(known.connection)
+            _check_consent(caller, known.connection)
+            check_scopes(known.provider, known.connection, wanted.wish)
+            if self._has_life(known):
+                ready = await self._open(known)
+                # Kept once it has been opened: what cannot be read may be mended by the next time.
+                self._known.keep(known)
+                return ready
+            await self._sessions.renew(tenant_id, connection_id, known.stored.session_generation)
+        raise _keeps_changing()
+
+    def _suffices(self, caller: Caller, wanted: LeaseWanted, known: Known) -> bool:
+        """Whether what is remembered speaks for the lease. What speaks against it is read anew:
+        the caller may have been given consent, or the connection scopes, since. So is what a
+        provider shall cut down: it mints nothing for a connection that was withdrawn since."""
+        try:
+            _check_provider(known.connection, wanted.providers)
+            _check_consent(caller, known.connection)
+            check_scopes(known.provider, known.connection, wanted.wish)
+        except ServiceError:
+            return False
+        generation = known.stored.session_generation
+        return self._has_life(known) and self._narrowing.asks_nobody(
+            known.provider, known.connection, generation, wanted.wish
         )
 
-    async def _read(
-        self, tenant_id: str, connection_ids: Sequence[str]
-    ) -> list[tuple[Connection, StoredCredentials] | Exception]:
+    def _has_life(self, known: Known) -> bool:
+        if known.provider.sessions is None:
+            return True
+        session = known.stored.session
+        if session is None:
+            return False
+        needed = known.now(self._clock()) + known.provider.lease_before
+        return session.expire_time is None or session.expire_time > needed
+
+    async def _open(self, known: Known) -> Ready:
+        session = known.stored.session
+        return Ready(
+            known.connection,
+            known.provider,
+            await self._vault.material(known.settings, known.stored),
+            session.expire_time if session else None,
+            session.renew_time if session else None,
+            known.stored.session_generation,
+            known.version,
+            known.now(self._clock()),
+        )
+
+    async def _read(self, tenant_id: str, connection_ids: Sequence[str]) -> list[Known | Exception]:
         async with self._database.raw_tenant(tenant_id) as tx:
             found = await lease_batches.read(tx, tenant_id, sorted(set(connection_ids)))
-        return [found.get(id) or not_found("connection", id) for id in connection_ids]
+        read_at = self._clock()
+        known: dict[str, Known] = {}
+        for connection_id, (connection, stored) in found.items():
+            provider = self._catalogue.get(connection.provider)
+            settings = provider.settings.model_validate(connection.settings)
+            version = version_of(connection, stored)
+            known[connection_id] = Known(connection, stored, provider, settings, version, read_at)
+        return [known.get(id) or not_found("connection", id) for id in connection_ids]
 
-    async def _give(
-        self, tenant_id: str, wanted: Sequence[_Gift]
-    ) -> list[tuple[str, datetime] | Exception]:
-        """Decide about many leases behind the head's lock, and record every decision with them."""
-        async with self._database.raw_tenant(tenant_id) as tx:
-            head = await lease_batches.lock_head(tx, tenant_id)
-            requests = [each.request for each in wanted]
-            standings = await lease_batches.standings(tx, tenant_id, requests)
-            refusals = [
-                _refusal(standing, each.request.connection_id)
-                for standing, each in zip(standings, wanted, strict=True)
-            ]
-            good = [each for each, no in zip(wanted, refusals, strict=True) if no is None]
-            leased = [(new_id(), each.request, each.end(head.now)) for each in good]
-            given = iter(await lease_batches.give(tx, tenant_id, leased) if leased else [])
-            entries: list[Entry] = []
-            results: list[tuple[str, datetime] | Exception] = []
-            for each, refusal in zip(wanted, refusals, strict=True):
-                if refusal is not None:
-                    entries.append(
-                        replace(each.entry, decision=Decision.DENIED, reason=refusal.reason)
-                    )
-                    results.append(refusal)
-                    continue
-                lease = next(given)
-                entries.append(replace(each.entry, lease_id=lease.lease_id))
-                results.append((lease.lease_id, lease.expire_time))
-            await lease_batches.record(tx, head, entries)
-            quiet = {each.request.connection_id for each in good if each.touches(head.now)}
-            if quiet:
-                await lease_batches.touch(tx, tenant_id, sorted(quiet))
-        return results
+    async def _give(self, tenant_id: str, wanted: Sequence[Asked]) -> list[Decided | Exception]:
+        lane = await self._lanes.get()
+        try:
+            return [*await lease_batches.give(lane, tenant_id, wanted)]
+        finally:
+            self._lanes.put_nowait(lane)
 
-    async def _record_refusal(self, tenant_id: str, entry: Entry, refusal: ServiceError) -> None:
+    async def _record_refusal(
+        self, caller: Caller, wanted: LeaseWanted, refusal: ServiceError
+    ) -> None:
         failed = refusal.kind is ErrorKind.UNAVAILABLE or refusal.reason.startswith(
             ("PROVIDER_", "CREDENTIAL_")
         )
-        decision = Decision.FAILED if failed else Decision.DENIED
-        async with self._database.tenant(tenant_id) as tx:
-            await access_log.record(
-                tx, tenant_id, replace(entry, decision=decision, reason=refusal.reason)
-            )
+        entry = replace(
+            entry_by(
+                caller, Action.LEASE_CREDENTIAL, Decision.FAILED if failed else Decision.DENIED
+            ),
+            connection_id=wanted.connection_id,
+            invocation_id=wanted.invocation_id,
+            tool=wanted.tool,
+            reason=refusal.reason,
+        )
+        async with self._database.tenant(caller.tenant_id) as tx:
+            await access_log.record(tx, caller.tenant_id, entry)
 
 
 def _check_named(caller: Caller, connection_id: str) -> None:
@@ -231,56 +245,46 @@ def _check_consent(caller: Caller, connection: Connection) -> None:
     # A run token names its grant's creator when the Executor knows them.
     creator = caller.on_behalf_of
     if creator is not None and not connection.may_be_granted_by(creator):
-        raise denied(
-            "CONSENT_WITHDRAWN",
-            "The grant's creator neither owns this connection nor has its owner's consent.",
-            metadata={"id": connection.connection_id},
-        )
+        raise _no_consent(connection.connection_id)
 
 
-def _has_life(provider: Provider, stored: StoredCredentials) -> bool:
-    if provider.sessions is None:
-        return True
-    session = stored.session
-    if session is None:
-        return False
-    return session.expire_time is None or session.expire_time > stored.now + provider.lease_before
-
-
-def _renewal_due(stored: StoredCredentials) -> bool:
-    session = stored.session
-    return (
-        session is not None
-        and session.renew_time is not None
-        and (session.renew_time <= stored.now)
-    )
-
-
-def _refusal(standing: leases.Standing, connection_id: str) -> ServiceError | None:
-    if standing.grant_revoked:
-        return denied("GRANT_REVOKED", "The run's grant was revoked.")
-    if standing.attempt_over:
-        return denied("RUN_LEASES_REVOKED", "This attempt of the run is over.")
-    match standing.connection_state:
-        case "":
+def _refusal(outcome: str, connection_id: str) -> ServiceError:
+    match outcome:
+        case "GRANT_REVOKED":
+            return denied(outcome, "The run's grant was revoked.")
+        case "RUN_LEASES_REVOKED":
+            return denied(outcome, "This attempt of the run is over.")
+        case "CONSENT_WITHDRAWN":
+            return _no_consent(connection_id)
+        case "NOT_FOUND":
             return not_found("connection", connection_id)
-        case State.NEEDS_REAUTH | State.REVOKED:
+        case _:
             return ServiceError(
                 ErrorKind.FAILED_PRECONDITION,
-                f"CONNECTION_{standing.connection_state}",
+                outcome,
                 "The connection cannot be used any more.",
                 metadata={"id": connection_id},
             )
-        case _:
-            return None
 
 
-def _asked(wish: LeaseWish) -> dict[str, str]:
-    named = {"scopes": " ".join(wish.scopes), "resources": " ".join(wish.resources)}
-    return {name: value for name, value in named.items() if value}
+def _no_consent(connection_id: str) -> ServiceError:
+    return denied(
+        "CONSENT_WITHDRAWN",
+        "The grant's creator neither owns this connection nor has its owner's consent.",
+        metadata={"id": connection_id},
+    )
 
 
-def _gift(caller: Caller, wanted: LeaseWanted, ready: Ready, entry: Entry) -> _Gift:
+def _keeps_changing() -> ServiceError:
+    return ServiceError(
+        ErrorKind.UNAVAILABLE,
+        "REFRESH_IN_PROGRESS",
+        "The credential keeps changing; try again.",
+        retry_after=timedelta(seconds=1),
+    )
+
+
+def _asked(caller: Caller, wanted: LeaseWanted, ready: Ready) -> Asked:
     assert caller.run is not None
     request = LeaseRequest(
         wanted.connection_id,
@@ -290,19 +294,18 @@ def _gift(caller: Caller, wanted: LeaseWanted, ready: Ready, entry: Entry) -> _G
         wanted.invocation_id,
         wanted.tool,
     )
-    details = {"generation": str(ready.generation)} | _asked(wanted.wish)
-    return _Gift(
+    details = {"generation": str(ready.generation)}
+    if wanted.wish.scopes:
+        details["scopes"] = " ".join(wanted.wish.scopes)
+    if wanted.wish.resources:
+        details["resources"] = " ".join(wanted.wish.resources)
+    return Asked(
         request,
         wanted.ttl,
-        ready.session_end,
-        ready.connection.last_lease_time,
-        replace(entry, provider=ready.connection.provider, details=details),
+        end_by=ready.session_end,
+        life=ready.provider.lease_before if ready.provider.sessions else None,
+        version=ready.version,
+        actor=actor_of(caller),
+        on_behalf_of=caller.on_behalf_of or "",
+        details=details,
     )
-
-
-def _key(gift: _Gift) -> tuple[str, str, str]:
-    return gift.request.key
-
-
-def _never_the_same(connection_id: str) -> object:
-    return object()

@@ -27,8 +27,9 @@ class Ready:
     provider: Provider
     material: Material
     session_end: datetime | None
-    renewal_due: bool
+    renew_time: datetime | None
     generation: int
+    version: str
     now: datetime
 
 
@@ -39,18 +40,23 @@ class Narrowing:
         self._http = http
         self._kept: OrderedDict[_Key, tuple[float, Session]] = OrderedDict()
 
+    def asks_nobody(
+        self, provider: Provider, connection: Connection, generation: int, wish: LeaseWish
+    ) -> bool:
+        """Whether a credential for this wish is at hand without a call of the provider."""
+        if provider.narrow is None or not (wish.scopes or wish.resources):
+            return True
+        return self._find(_key(connection, generation, wish)) is not None
+
     async def narrowed(self, ready: Ready, wish: LeaseWish) -> Ready:
         """The same with a narrower session; as it is where nothing is asked or nothing can be
         done. Raises ServiceError."""
         narrow = ready.provider.narrow
         if narrow is None or not (wish.scopes or wish.resources):
             return ready
-        connection = ready.connection
-        key = (connection.tenant_id, connection.connection_id, ready.generation, wish)
-        kept = self._kept.get(key)
-        if kept is not None and kept[0] > time.monotonic():
-            session = kept[1]
-        else:
+        key = _key(ready.connection, ready.generation, wish)
+        session = self._find(key)
+        if session is None:
             try:
                 session = await narrow(ready.material, wish, self._http, ready.now)
             except ProviderError as failure:
@@ -62,6 +68,10 @@ class Narrowing:
             session_end=session.expire_time,
         )
 
+    def _find(self, key: _Key) -> Session | None:
+        kept = self._kept.get(key)
+        return kept[1] if kept is not None and kept[0] > time.monotonic() else None
+
     def _keep(self, key: _Key, session: Session, now: datetime) -> None:
         if session.expire_time is None:
             return
@@ -70,6 +80,10 @@ class Narrowing:
         self._kept[key] = (until, session)
         while len(self._kept) > _KEPT_MAX:
             self._kept.popitem(last=False)
+
+
+def _key(connection: Connection, generation: int, wish: LeaseWish) -> _Key:
+    return (connection.tenant_id, connection.connection_id, generation, wish)
 
 
 def check_scopes(provider: Provider, connection: Connection, wish: LeaseWish) -> None:

@@ -8,7 +8,7 @@ from enum import Enum
 
 from services.connections.connection import Connection
 from services.connections.providers.failures import FailureKind
-from services.connections.providers.provider import Material, Provider
+from services.connections.providers.provider import Material, Provider, RefreshPolicy
 from services.runtime.errors import ErrorKind, ServiceError
 
 
@@ -29,10 +29,16 @@ class Claimed:
     provider: Provider
     material: Material
     generations: tuple[int, int]
+    claim_id: str
     attempts: int
     maybe_done: bool
     now: datetime
     claimed_at: float
+
+    @property
+    def single_use(self) -> bool:
+        """Whether presenting a token twice ends the grant, with the newer token."""
+        return self.provider.policy(self.material.settings) is RefreshPolicy.STRICT
 
     @property
     def generation(self) -> int:

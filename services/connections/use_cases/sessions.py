@@ -11,29 +11,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from datetime import timedelta
 
-from services.connections.access_log import Action, Decision, Entry
-from services.connections.connection import STATE_MESSAGES, Connection, State, check_renewable
+from services.connections.connection import Connection, State, check_renewable
 from services.connections.providers.catalogue import Catalogue
 from services.connections.providers.failures import FailureKind, ProviderError
 from services.connections.providers.http import Http
 from services.connections.providers.provider import Material, Provider
-from services.connections.renewal import (
-    BACKOFF_MAX,
-    RenewalLimits,
-    is_verdict,
-    put_off_for,
-    renew_time,
-    state_reason,
-)
-from services.connections.secret import SESSION, Session
-from services.connections.store import access_log, connections, credentials, refreshes
+from services.connections.renewal import RenewalLimits, is_verdict
+from services.connections.secret import Session
+from services.connections.store import connections, credentials, refreshes
 from services.connections.store.credentials import StoredCredentials
 from services.connections.use_cases.renewal_claims import Claimed, Turn, in_progress, put_off
+from services.connections.use_cases.renewal_outcomes import Outcomes
 from services.connections.use_cases.sealed import UNREADABLE, Vault
-from services.connections.vault import Binding
 from services.runtime.database import Database
-from services.runtime.errors import ServiceError, not_found
+from services.runtime.errors import ErrorKind, ServiceError, not_found
 from services.runtime.ids import new_id
 
 _log = logging.getLogger(__name__)
@@ -60,7 +53,7 @@ class Sessions:
         self._catalogue = catalogue
         self._http = http
         self._limits = limits or RenewalLimits()
-        self._actor = actor
+        self._outcomes = Outcomes(database, vault, actor)
         self._running: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     async def renew(self, tenant_id: str, connection_id: str, generation: int) -> None:
@@ -96,7 +89,7 @@ class Sessions:
             _log.exception("renewal of connection %s failed", connection_id)
 
     async def close(self) -> None:
-        """Wait for the renewals under way: each is bounded by the provider's timeout."""
+        """Wait for the renewals under way: each is bounded by its limits."""
         if self._running:
             await asyncio.wait(list(self._running.values()))
 
@@ -115,12 +108,13 @@ class Sessions:
 
     async def _renew(self, tenant_id: str, connection_id: str, generation: int) -> None:
         deadline = time.monotonic() + self._limits.claim.total_seconds() * 2
+        pause = self._limits.poll
         while True:
             try:
                 claimed = await self._claim(tenant_id, connection_id, generation)
             except ServiceError as error:
                 if error.reason == UNREADABLE:
-                    await self._set_aside(tenant_id, connection_id)
+                    await self._outcomes.set_aside(tenant_id, connection_id)
                 raise
             if claimed.turn is Turn.DONE:
                 return None
@@ -128,7 +122,9 @@ class Sessions:
                 return await self._ask(claimed)
             if time.monotonic() > deadline:
                 raise in_progress()
-            await asyncio.sleep(self._limits.poll.total_seconds())
+            await asyncio.sleep(pause.total_seconds())
+            # Most calls are over at once; the claim of a process that died is waited for longer.
+            pause = min(pause * 2, self._limits.poll_max)
 
     async def _claim(self, tenant_id: str, connection_id: str, generation: int) -> Claimed:
         async with self._database.tenant(tenant_id) as tx:
@@ -150,12 +146,14 @@ class Sessions:
                     provider,
                     material,
                     stored.generations,
+                    claim_id,
                     attempts,
                     maybe,
                     journal.now,
                     time.monotonic(),
                 )
 
+            claim_id = new_id()
             nothing = Material(None, None)
             if stored.session_generation != generation:
                 return claimed(Turn.DONE, nothing, 0, False)
@@ -172,7 +170,7 @@ class Sessions:
                 tx,
                 tenant_id,
                 connection_id,
-                claim_id=new_id(),
+                claim_id=claim_id,
                 generation=generation,
                 lasts=self._limits.claim,
                 attempts=attempts,
@@ -181,34 +179,6 @@ class Sessions:
             if connection.state is State.ACTIVE and generation > 0:
                 await connections.change_state(tx, tenant_id, connection_id, State.REFRESHING)
             return claimed(Turn.MINE, material, attempts, maybe_done)
-
-    async def _set_aside(self, tenant_id: str, connection_id: str) -> None:
-        """Leave what cannot be read alone for a while; its connection lives, since the operator
-        may only have forgotten a key."""
-        async with self._database.tenant(tenant_id) as tx:
-            head = await access_log.lock_head(tx, tenant_id)
-            connection = await connections.get(tx, tenant_id, connection_id)
-            if connection is None:
-                return
-            journal = await refreshes.lock(tx, tenant_id, connection_id)
-            await refreshes.put_off(
-                tx,
-                tenant_id,
-                connection_id,
-                until=journal.now + BACKOFF_MAX,
-                maybe_done=journal.maybe_done or journal.abandoned,
-                reason=UNREADABLE,
-            )
-            if journal.reason != UNREADABLE:
-                entry = Entry(
-                    Action.REFRESH_CREDENTIAL,
-                    Decision.FAILED,
-                    self._actor,
-                    connection_id=connection_id,
-                    provider=connection.provider,
-                    reason=UNREADABLE,
-                )
-                await access_log.append(tx, head, entry)
 
     async def _material(
         self, connection: Connection, provider: Provider, stored: StoredCredentials
@@ -221,9 +191,9 @@ class Sessions:
             session = await self._ask_provider(claimed)
         except ProviderError as failure:
             if is_verdict(failure):
-                await self._declare_dead(claimed, failure)
+                await self._outcomes.declare_dead(claimed, failure)
             else:
-                await self._put_off(claimed, failure)
+                await self._outcomes.put_off(claimed, failure)
             return
         await self._keep(claimed, session)
 
@@ -231,7 +201,7 @@ class Sessions:
         sessions = claimed.provider.sessions
         assert sessions is not None
         renewing = claimed.material.session is not None
-        self._check_in_time(claimed)
+        self._check_in_time(claimed, single_use=renewing)
         try:
             async with asyncio.timeout(self._limits.provider_call.total_seconds()):
                 if renewing:
@@ -244,145 +214,31 @@ class Sessions:
         except ProviderError as failure:
             if not (renewing and is_verdict(failure) and claimed.provider.restarts):
                 raise
-        self._check_in_time(claimed)
+        self._check_in_time(claimed, single_use=False)
         return await sessions.begin(claimed.material, self._http, claimed.now)
 
-    def _check_in_time(self, claimed: Claimed) -> None:
+    def _check_in_time(self, claimed: Claimed, *, single_use: bool) -> None:
         # A process that was stopped after its claim must not send what another sends by now.
-        left = self._limits.claim.total_seconds() - (time.monotonic() - claimed.claimed_at)
-        if left < self._limits.provider_call.total_seconds() / 2:
+        held = timedelta(seconds=time.monotonic() - claimed.claimed_at)
+        if not self._limits.may_send(held, single_use=single_use):
             raise ProviderError(FailureKind.UNAVAILABLE, "This process was held up.")
 
     async def _keep(self, claimed: Claimed, session: Session) -> None:
-        connection = claimed.connection
-        binding = Binding(
-            connection.tenant_id,
-            connection.connection_id,
-            connection.provider,
-            SESSION,
-            claimed.generation + 1,
-        )
-        envelope = await self._vault.seal_session(binding, session)
-        async with self._database.tenant(connection.tenant_id) as tx:
-            head = await access_log.lock_head(tx, connection.tenant_id)
-            before = await credentials.get(tx, connection.tenant_id, connection.connection_id)
-            if before.generations != claimed.generations:
-                return
-            stored = await credentials.put(
-                tx,
-                binding,
-                envelope,
-                expire_time=session.expire_time,
-                renew_time=renew_time(claimed.provider, session, claimed.now),
-            )
-            if not stored:
-                return
-            await refreshes.finish(tx, connection.tenant_id, connection.connection_id)
-            # Also out of NEEDS_REAUTH: whoever declared it dead did not know this answer.
-            await connections.change_state(
-                tx,
-                connection.tenant_id,
-                connection.connection_id,
-                State.ACTIVE,
-                values={
-                    "last_refresh_time": claimed.now,
-                    "account_id": session.account_id or connection.account_id,
-                    "account_name": session.account_name or connection.account_name,
-                    "scopes": list(session.scopes or connection.scopes),
-                },
-            )
-            await access_log.append(
-                tx, head, self._entry(claimed, Decision.ALLOWED, generation=claimed.generation + 1)
-            )
-
-    async def _declare_dead(self, claimed: Claimed, failure: ProviderError) -> None:
-        tenant_id = claimed.connection.tenant_id
-        connection_id = claimed.connection.connection_id
-        reason = state_reason(
-            failure, claimed.provider.policy(claimed.material.settings), claimed.maybe_done
-        )
-        async with self._database.tenant(tenant_id) as tx:
-            head = await access_log.lock_head(tx, tenant_id)
-            await refreshes.lock(tx, tenant_id, connection_id)
-            stored = await credentials.get(tx, tenant_id, connection_id)
-            if stored.generations != claimed.generations:
-                # Somebody else's answer arrived first; ours was refused because of it.
-                return
-            await refreshes.finish(tx, tenant_id, connection_id)
-            await connections.change_state(
-                tx,
-                tenant_id,
-                connection_id,
-                State.NEEDS_REAUTH,
-                reason=reason,
-                message=STATE_MESSAGES.get(reason, ""),
-            )
-            await access_log.append(
-                tx,
-                head,
-                self._entry(
-                    claimed,
-                    Decision.FAILED,
-                    generation=claimed.generation,
-                    reason=failure.kind.value,
-                    state_reason=reason.value,
-                ),
-            )
-        raise failure.to_service_error() from failure
-
-    async def _put_off(self, claimed: Claimed, failure: ProviderError) -> None:
-        tenant_id = claimed.connection.tenant_id
-        connection_id = claimed.connection.connection_id
-        wait = put_off_for(failure, claimed.attempts)
-        async with self._database.tenant(tenant_id) as tx:
-            head = await access_log.lock_head(tx, tenant_id)
-            journal = await refreshes.lock(tx, tenant_id, connection_id)
-            stored = await credentials.get(tx, tenant_id, connection_id)
-            if stored.generations != claimed.generations:
-                return
-            await refreshes.put_off(
-                tx,
-                tenant_id,
-                connection_id,
-                until=journal.now + wait,
-                maybe_done=claimed.maybe_done or failure.maybe_done,
-                reason=failure.kind.value,
-            )
-            if claimed.connection.state is State.ACTIVE and claimed.generation > 0:
-                await connections.change_state(tx, tenant_id, connection_id, State.ACTIVE)
-            await access_log.append(
-                tx,
-                head,
-                self._entry(
-                    claimed,
-                    Decision.FAILED,
-                    generation=claimed.generation,
-                    reason=failure.kind.value,
-                ),
-            )
-        raise failure.to_service_error() from failure
-
-    def _entry(
-        self,
-        claimed: Claimed,
-        decision: Decision,
-        *,
-        generation: int,
-        reason: str = "",
-        state_reason: str = "",
-    ) -> Entry:
-        details = {"generation": str(generation), "attempt": str(claimed.attempts)}
-        if state_reason:
-            details["state_reason"] = state_reason
-        return Entry(
-            Action.REFRESH_CREDENTIAL,
-            decision,
-            self._actor,
-            connection_id=claimed.connection.connection_id,
-            provider=claimed.connection.provider,
-            reason=reason,
-            details=details,
-        )
+        # The provider has forgotten the old token by now, and nobody else has the new one: a
+        # database that is away or busy for a moment must not cost the grant.
+        deadline = time.monotonic() + self._limits.keep.total_seconds()
+        while True:
+            try:
+                return await self._outcomes.store(claimed, session)
+            except ServiceError as error:
+                if error.kind is not ErrorKind.UNAVAILABLE or time.monotonic() > deadline:
+                    raise
+                _log.warning(
+                    "a renewed session of connection %s could not be stored yet: %s",
+                    claimed.connection.connection_id,
+                    error.reason,
+                )
+            await asyncio.sleep(self._limits.poll.total_seconds())
 
 
 def _forget(task: asyncio.Task[None]) -> None:
