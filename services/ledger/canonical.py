@@ -20,7 +20,7 @@ def canonical_line(fact: dict[str, Any]) -> bytes:
     back the same ones.
     """
     # Byte for byte what json.dumps writes with sort_keys and ensure_ascii=False, which a test
-    # holds it to: 1 µs against 10 for a leaf, twice for each unit.
+    # holds it to: 1.6 µs against 15 for a leaf, twice for each unit.
     return orjson.dumps(fact, option=orjson.OPT_SORT_KEYS)
 
 

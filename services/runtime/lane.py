@@ -13,10 +13,9 @@ from services.runtime.pools import RolePools
 class Lane:
     """Runs single statements, each in one round trip and committed when it answers.
 
-    For a hot loop: a transaction of `Database.raw_tenant` costs two more round trips, and taking a
-    connection out of its pool and giving it back 60 µs. A statement binds its tenants itself, with
-    set_config('cogni.tenants', …, true) before it touches a table, inside a function; unbound it
-    sees nothing. One task at a time.
+    For a hot loop: a transaction of `Database.raw_tenant` costs two more round trips, and the pool
+    its own work. A statement binds its tenants itself, with set_config('cogni.tenants', …, true)
+    before it touches a table, inside a function; unbound it sees nothing. One task at a time.
     """
 
     def __init__(self, pools: RolePools) -> None:

@@ -93,7 +93,7 @@ async def post_usage(lane: Lane, new: NewUsage) -> tuple[str, datetime]:
 
 def _columns(new: NewUsage, number_of: Mapping[str, int]) -> list[list[object]]:
     entries, hashes = new.entries, new.payload_hashes
-    # What many entries share is sent once: each column costs 0.6 µs an entry.
+    # What many entries share is sent once: each column is encoded, sent and read per entry.
     shared = [
         (e.tenant_id, e.debit_account_id, e.credit_account_id, e.asset.code, e.source_system)
         for e in entries
