@@ -13,7 +13,7 @@ from typing import IO, Final
 from urllib.parse import quote
 
 from services.standalone import launch
-from services.standalone.errors import DataDirInUseError, StandaloneError
+from services.standalone.errors import DataDirInUseError, PortInUseError, StandaloneError
 from services.standalone.ports import LOOPBACK, free_port, require_free
 from services.standalone.private import write_private
 from services.standalone.residence import Residence
@@ -152,7 +152,7 @@ class EmbeddedPostgres:
         if self.port is None:
             self.port = free_port()
         elif self._port_requested:
-            require_free(self.port, "PostgreSQL")
+            self._await_port(self.port)
         with contextlib.ExitStack() as stack:
             if output is None:
                 output = stack.enter_context(self._log_file.open("wb"))
@@ -335,6 +335,18 @@ class EmbeddedPostgres:
                     f"{self.cluster_dir} is in use by the PostgreSQL with pid {pid}; stop that "
                     f"process or choose another data directory."
                 )
+            time.sleep(POLL_SECONDS)
+
+    def _await_port(self, port: int) -> None:
+        """Waits for the port where children of our own killed server may still hold it."""
+        deadline = time.monotonic() + self._start_seconds
+        while True:
+            try:
+                require_free(port, "PostgreSQL")
+                return
+            except PortInUseError:
+                if self._process is None or time.monotonic() > deadline:
+                    raise
             time.sleep(POLL_SECONDS)
 
     def _serves_here(self, pid: int) -> bool:

@@ -13,7 +13,9 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from services.standalone import postgres
 from services.standalone.errors import StandaloneError
+from services.standalone.ports import free_port, require_free
 from services.standalone.postgres import START_ATTEMPTS_MAX, EmbeddedPostgres
 
 
@@ -143,6 +145,28 @@ def test_a_requested_port_that_is_taken_is_refused_with_a_sentence(tmp_path: Pat
 
         with pytest.raises(StandaloneError, match=f"Port {port} for PostgreSQL is already in use"):
             cluster.start()
+    cluster.destroy()
+
+
+def test_a_killed_server_gets_its_port_back_once_what_is_left_of_it_lets_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = EmbeddedPostgres(tmp_path / "data", durable=False, port=free_port())
+    cluster.start()
+    assert cluster.process is not None
+    cluster.process.kill()
+    cluster.process.wait()
+    assert cluster.port is not None
+    left = socket.create_server(("127.0.0.1", cluster.port))
+
+    def refused_once(port: int, purpose: str) -> int:
+        try:
+            return require_free(port, purpose)
+        finally:
+            left.close()
+
+    monkeypatch.setattr(postgres, "require_free", refused_once)
+    cluster.start()
     cluster.destroy()
 
 
