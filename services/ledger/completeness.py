@@ -11,8 +11,8 @@ from services.ledger.store.gaps import Comparison, Found
 from services.runtime.database import Database
 
 _TENANTS_PER_SWEEP_MAX = 100
-#: Few enough that a step ends within the statement timeout on a machine that is thirty times
-#: overloaded: 5,000 did not.
+#: Few enough for the statement timeout on a busy machine: with a load of 30 on two cores a step of
+#: 5,000 once met it.
 _ENTRIES_PER_STEP_MAX = 1_000
 #: A run at work is counted anew in every sweep it wrote in, so sweeps are not closer together.
 _SWEEP_SECONDS = 5.0
