@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from services.ledger.commands import Command, Outcome, UsageOutcome, UsageResult
-from services.ledger.writer import QUEUE_COMMANDS_MAX, Writer
+from services.ledger.writer import LARGE_COMMANDS, QUEUE_COMMANDS_MAX, Writer
 from services.runtime.errors import ErrorKind, ServiceError
 from tests.ledger.conftest import one_command, running
 
@@ -65,3 +65,41 @@ async def test_a_callers_commands_that_break_the_batch_fail_alone() -> None:
 
     assert answers[:2] == [[CREATED], [CREATED]]
     assert isinstance(answers[2], ArithmeticError)
+
+
+async def arriving(writer: Writer, count: int) -> None:
+    """One command in each round of the loop, as calls do that have arrived already."""
+
+    async def submit_in_round(number: int) -> None:
+        for _ in range(number):
+            await asyncio.sleep(0)
+        await writer.submit([one_command()])
+
+    await asyncio.gather(*(submit_in_round(number) for number in range(count)))
+
+
+async def test_calls_that_arrive_in_neighbouring_rounds_share_a_batch() -> None:
+    sizes: list[int] = []
+
+    async def post(commands: Sequence[Command]) -> list[Outcome]:
+        sizes.append(len(commands))
+        return [CREATED for _ in commands]
+
+    async with running(Writer(post)) as writer:
+        await arriving(writer, 20)
+
+    assert sizes == [20]
+
+
+async def test_calls_without_end_do_not_put_off_the_batch() -> None:
+    sizes: list[int] = []
+
+    async def post(commands: Sequence[Command]) -> list[Outcome]:
+        sizes.append(len(commands))
+        return [CREATED for _ in commands]
+
+    async with running(Writer(post)) as writer:
+        await arriving(writer, 3 * LARGE_COMMANDS)
+
+    assert sum(sizes) == 3 * LARGE_COMMANDS
+    assert sizes[0] == LARGE_COMMANDS
