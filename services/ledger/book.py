@@ -256,7 +256,7 @@ class Book:
     def _price_facts(
         self, price: Price, amount: int, remainder: Decimal, asset: Asset
     ) -> Mapping[str, object]:
-        facts = dict(price.facts) | {"amount": format_minor(amount, asset)}
+        facts = {**price.facts, "amount": format_minor(amount, asset)}
         if remainder:
             facts["unrounded"] = format(price.exact, "f")
         return facts

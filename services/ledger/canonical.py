@@ -33,7 +33,7 @@ def fingerprint(fact: dict[str, Any]) -> bytes:
 @lru_cache(maxsize=4096)
 def format_time(moment: datetime) -> str:
     """Return an aware time as RFC 3339 in UTC with microseconds."""
-    utc = moment.astimezone(UTC)
+    utc = moment if moment.tzinfo is UTC else moment.astimezone(UTC)
     if utc.year < _FOUR_DIGITS:
         return utc.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     return f"{utc.isoformat(timespec='microseconds')[:-6]}Z"

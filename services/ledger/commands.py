@@ -105,7 +105,8 @@ class CorrectionCommand:
 Command = TransferCommand | UsageCommand | HoldCommand | CorrectionCommand
 
 
-@dataclass(frozen=True, slots=True)
+# This and the outcome are not frozen, though nobody changes them: 0.5 µs of each unit less.
+@dataclass(slots=True)
 class Charge:
     """A unit's charge: its entry, the overrun's if there was one, and what gave it back."""
 
@@ -128,7 +129,7 @@ class UsageResult(IntEnum):
     REJECTED = 4
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class UsageOutcome:
     """The answer about one unit; violations have fields relative to the unit."""
 

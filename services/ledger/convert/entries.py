@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from cogni.ledger.v1 import entry_pb2, statement_pb2, usage_pb2
+from cogni.ledger.v1 import ledger_service_pb2 as pb
 from services.ledger.commands import REQUEST_SYSTEM, Charge, UsageOutcome
-from services.ledger.convert.scalars import amount, timestamp
+from services.ledger.convert.scalars import amount, set_amount, set_timestamp, timestamp
 from services.ledger.convert.usage import unit_message
 from services.ledger.entries import Entry
+from services.ledger.pricing import PriceSource
 from services.ledger.run_close import RunClose
 from services.ledger.statements import AccountStatement, RunStatement
 from services.ledger.store.runs import RunTotal
+
+#: By what a leaf says of its price.
+_SOURCES = {
+    source.value: usage_pb2.PriceSource.Value(f"PRICE_SOURCE_{source.value}")
+    for source in PriceSource
+}
 
 
 def entry(entry: Entry) -> entry_pb2.Entry:
@@ -41,39 +50,44 @@ def entry(entry: Entry) -> entry_pb2.Entry:
     return message
 
 
-def outcome(outcome: UsageOutcome, index: int) -> usage_pb2.UsageOutcome:
-    """Return the answer about the unit at `index` of a request."""
-    return usage_pb2.UsageOutcome(
-        result=usage_pb2.UsageResult.ValueType(outcome.result),
-        charge=None if outcome.charge is None else charge(outcome.charge, with_unit=False),
-        violations=[
-            usage_pb2.UsageViolation(
+def outcomes(outcomes: Sequence[UsageOutcome]) -> pb.RecordUsageResponse:
+    """Return the answer about the units of a request, in their order."""
+    response = pb.RecordUsageResponse()
+    for index, outcome in enumerate(outcomes):
+        message = response.outcomes.add()
+        message.result = usage_pb2.UsageResult.ValueType(outcome.result)
+        if outcome.charge is not None:
+            # Without the unit, which the caller has just sent.
+            _set_charge(message.charge, outcome.charge)
+        for violation in outcome.violations:
+            message.violations.add(
                 field=f"units[{index}].{violation.field}", description=violation.description
             )
-            for violation in outcome.violations
-        ],
-    )
+    return response
 
 
-def charge(charge: Charge, *, with_unit: bool) -> usage_pb2.Charge:
-    """Return the message of a charge; without the unit where the caller has just sent it."""
-    of = charge.entry
-    facts = of.facts()
-    price: dict[str, Any] = facts["price"]
-    message = usage_pb2.Charge(
-        amount=amount(charge.amount, of.asset),
-        overrun=amount(charge.overrun.amount if charge.overrun else 0, of.asset),
-        price_source=usage_pb2.PriceSource.Value(f"PRICE_SOURCE_{price['source']}"),
-        price_card_id=price.get("card", ""),
-        price_card_version=price.get("version", 0),
-        unrounded=price.get("unrounded", ""),
-        sequence=of.sequence,
-        record_time=timestamp(of.record_time),
-        corrected_by_sequence=charge.corrected_by,
-    )
-    if with_unit:
-        message.unit.CopyFrom(unit_message(of, facts))
+def charge(charge: Charge) -> usage_pb2.Charge:
+    """Return the message of a charge with its unit."""
+    message = usage_pb2.Charge(unit=unit_message(charge.entry, charge.entry.facts()))
+    _set_charge(message, charge)
     return message
+
+
+def _set_charge(message: usage_pb2.Charge, charge: Charge) -> None:
+    of = charge.entry
+    price: dict[str, Any] = of.facts()["price"]
+    set_amount(message.amount, charge.amount, of.asset)
+    set_amount(message.overrun, charge.overrun.amount if charge.overrun else 0, of.asset)
+    message.price_source = _SOURCES[price["source"]]
+    if "card" in price:
+        message.price_card_id = price["card"]
+        message.price_card_version = price["version"]
+    if "unrounded" in price:
+        message.unrounded = price["unrounded"]
+    message.sequence = of.sequence
+    set_timestamp(message.record_time, of.record_time)
+    if charge.corrected_by:
+        message.corrected_by_sequence = charge.corrected_by
 
 
 def run_statement(statement: RunStatement) -> statement_pb2.RunStatement:
@@ -82,7 +96,7 @@ def run_statement(statement: RunStatement) -> statement_pb2.RunStatement:
     return statement_pb2.RunStatement(
         close=None if statement.close is None else run_close(statement.close),
         run_id=statement.run_id,
-        charges=[charge(each, with_unit=True) for each in statement.charges],
+        charges=[charge(each) for each in statement.charges],
         totals=[_total(each) for each in statement.totals],
         unit_count=counts.units,
         unpriced_unit_count=counts.unpriced,

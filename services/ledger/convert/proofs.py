@@ -41,7 +41,7 @@ def consistency(proof: Consistency) -> proof_pb2.ConsistencyProof:
 def receipt(receipt: Receipt) -> proof_pb2.Receipt:
     """Return the message of a receipt."""
     return proof_pb2.Receipt(
-        charge=charge(receipt.charge, with_unit=True),
+        charge=charge(receipt.charge),
         entries=[
             proof_pb2.ProvenEntry(
                 sequence=entry.sequence, leaf=entry.leaf, inclusion_proof=inclusion(proof)

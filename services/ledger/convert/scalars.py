@@ -20,9 +20,26 @@ def amount(minor: int, asset: Asset) -> Amount:
 
 def timestamp(moment: datetime) -> Timestamp:
     """Return an aware time as a Timestamp."""
+    message = Timestamp()
+    set_timestamp(message, moment)
+    return message
+
+
+def set_amount(message: Amount, minor: int, asset: Asset) -> None:
+    """Make a message that is part of another the sum that minor units are.
+
+    In place, as `set_timestamp`: a message that is made and then copied takes four times as long.
+    """
+    message.asset = asset.code
+    message.value = format_minor(minor, asset)
+
+
+def set_timestamp(message: Timestamp, moment: datetime) -> None:
+    """Make a message that is part of another an aware time."""
     # By hand: the library's own conversions take five times as long.
     past = moment - _EPOCH
-    return Timestamp(seconds=past.days * 86_400 + past.seconds, nanos=past.microseconds * 1000)
+    message.seconds = past.days * 86_400 + past.seconds
+    message.nanos = past.microseconds * 1000
 
 
 def moment_of(message: Timestamp) -> datetime:

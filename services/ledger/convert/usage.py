@@ -40,8 +40,9 @@ def unit(message: usage_pb2.UsageUnit, tenant_id: str) -> UsageUnit:
     unreadable: list[Violation] = []
     occur_time = None
     if message.HasField("occur_time"):
-        if _is_valid(message.occur_time):
-            occur_time = moment_of(message.occur_time)
+        stamp = message.occur_time
+        if _is_valid(stamp):
+            occur_time = moment_of(stamp)
         else:
             unreadable.append(Violation("occur_time", "is not a valid timestamp"))
     return UsageUnit(
@@ -110,8 +111,10 @@ def _llm(call: usage_pb2.LlmCall) -> LlmUsage:
     tokens: dict[str, int] = {}
     wrong: list[str] = []
     for each in call.token_counts:
-        kind = _KINDS.get(each.kind, f"kind {each.kind}")
-        if kind in tokens or each.kind not in _KINDS:
+        number = each.kind
+        kind = _KINDS.get(number)
+        if kind is None or kind in tokens:
+            kind = kind or f"kind {number}"
             wrong.append(kind)
         tokens[kind] = each.count
     return LlmUsage(

@@ -21,10 +21,7 @@ class UsageRpcs:
     ) -> pb.RecordUsageResponse:
         caller = current_caller()
         units = [usage_messages.unit(each, caller.tenant_id) for each in request.units]
-        outcomes = await self._parts.recording.record(caller, units)
-        return pb.RecordUsageResponse(
-            outcomes=[entry_messages.outcome(each, index) for index, each in enumerate(outcomes)]
-        )
+        return entry_messages.outcomes(await self._parts.recording.record(caller, units))
 
     async def GetRunStatement(
         self, request: pb.GetRunStatementRequest, context: Context
