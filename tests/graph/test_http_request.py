@@ -196,6 +196,7 @@ async def test_only_the_declared_methods_are_done_and_the_header_makes_them_repe
         Effect.OUTWARD,
     )
     assert (acts.idempotent, repeats.idempotent) == (False, True)
+    assert all(each.untrusted for each in (reads, acts, repeats))
     with pytest.raises(ValueError, match="methods"):
         http_request_tool(methods=["CONNECT"])
     with pytest.raises(ValueError, match="header"):

@@ -114,6 +114,13 @@ async def test_a_review_is_posted_once_though_its_runner_died_before_it_knew(
         ("issues:write", "pull_requests:write"),
     ]
     assert {each.resources for each in leases.needs.values()} == {(REPOSITORY,)}
+    # The graph has read what its tools gave it as it was: "This changes 1 files".
+    log = [e.tool_finished for e in await fleet.events(run_id) if e.HasField("tool_finished")]
+    assert {each.tool: each.untrusted for each in log} == {
+        "list_pull_requests": True,
+        "read_pull_request": True,
+        "post_github_comment": False,
+    }
     await _assert_kept_nowhere(fleet, f"ghs_{CANARY}")
 
 
@@ -167,4 +174,7 @@ async def test_a_key_that_an_api_sends_back_does_not_come_through(
 
     output: Any = run.output
     assert "you sent [credential]" in output["words"][0]
+    assert "untrusted" not in output["words"][0], "code that calls a tool gets the plain value"
+    (told,) = [e.tool_finished for e in await fleet.events(run_id) if e.HasField("tool_finished")]
+    assert told.untrusted
     await _assert_kept_nowhere(fleet, CANARY)

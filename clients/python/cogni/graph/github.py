@@ -153,6 +153,8 @@ list_pull_requests = _tool(
         connection=PROVIDERS,
         scopes=("pull_requests:read",),
         resource="repository",
+        # Anybody can open a pull request and choose its words.
+        untrusted=True,
     ),
 )
 
@@ -165,6 +167,8 @@ read_pull_request = _tool(
         connection=PROVIDERS,
         scopes=("pull_requests:read",),
         resource="repository",
+        # Anybody can open a pull request and choose its words.
+        untrusted=True,
     ),
 )
 

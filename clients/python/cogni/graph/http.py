@@ -100,7 +100,14 @@ def http_request_tool(
         handle_tool_error=True,
     )
     return with_policy(
-        declared, ToolPolicy(effects, idempotency_header is not None, connection=connection)
+        declared,
+        ToolPolicy(
+            effects,
+            idempotency_header is not None,
+            connection=connection,
+            # The key is the team's; whose words the API hands on, nobody here knows.
+            untrusted=True,
+        ),
     )
 
 

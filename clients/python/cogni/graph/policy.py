@@ -43,7 +43,8 @@ class ToolPolicy:
     #: repository. Without that argument the tool gets no credential.
     resource: str | None = None
 
-    #: What it returns comes from somebody nobody here vouches for, and is marked so.
+    #: What it returns comes from somebody nobody here vouches for, and is marked so: in its event
+    #: and in the message for a model. Code that calls the tool itself gets the plain value.
     untrusted: bool = False
 
     #: Arguments that events show as "[redacted]". The tool gets their values, and so does whatever
