@@ -23,6 +23,7 @@ class PriceSource(StrEnum):
     PRICE_CARD = "PRICE_CARD"
     CALLER_COST = "CALLER_COST"
     UNPRICED = "UNPRICED"
+    UNLISTED_TOOL = "UNLISTED_TOOL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def price_unit(unit: UsageUnit, asset: Asset, card: PriceCard | None) -> Price:
     """Price a unit in its account's asset: by the card, else by the caller's cost, else not.
 
     Zero is a price. A kind of token that the card does not name makes the card no price at all,
-    since half a price is a wrong one.
+    since half a price is a wrong one. A tool call that nobody gave a price to is free.
     """
     if card is not None:
         listed = _listed_price(unit, card)
@@ -93,6 +94,11 @@ def price_unit(unit: UsageUnit, asset: Asset, card: PriceCard | None) -> Price:
             return Price(PriceSource.CALLER_COST, cost, facts)
         facts = _card_facts(PriceSource.CALLER_COST, card)
         return Price(PriceSource.CALLER_COST, EXACT.multiply(cost, card.markup), facts)
+    if isinstance(unit.usage, ToolUsage) and unit.cost is None:
+        # Nobody sends a bill for it, as a model's provider does: it costs what the tenant says, and
+        # a flag on every harmless tool would hide the calls whose price is really missing. Not so
+        # where the reporter did name a cost, in an asset that can't be charged here.
+        return Price(PriceSource.UNLISTED_TOOL, _ZERO, {"source": PriceSource.UNLISTED_TOOL.value})
     return Price(PriceSource.UNPRICED, _ZERO, {"source": PriceSource.UNPRICED.value})
 
 

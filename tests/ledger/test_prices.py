@@ -9,6 +9,7 @@ import pytest
 
 from cogni.ledger.v1 import ledger_service_pb2 as pb
 from cogni.ledger.v1 import price_card_pb2, usage_pb2
+from cogni.type.v1.amount_pb2 import Amount
 from services.runtime.ids import new_id
 from tests.ledger.conftest import Ledger, StartLedger, record, unit, usd
 from tests.plugins.calls import refused
@@ -129,6 +130,42 @@ async def test_tools_time_and_custom_units_have_prices_too(ledger: Ledger) -> No
     )
 
     assert [each.charge.amount.value for each in outcomes] == ["0.01", "0.00015", "0.006"]
+
+
+async def test_a_tool_costs_what_the_card_says_else_what_its_caller_says_else_nothing(
+    ledger: Ledger,
+) -> None:
+    account_id, run_id = await ledger.account("1"), new_id()
+
+    def call(tool: str, cost: str | None = None) -> usage_pb2.UsageUnit:
+        return unit(account_id, cost, run_id=run_id, tool_call=usage_pb2.ToolCall(tool=tool))
+
+    before = await record(ledger.executor(), call("search"))
+    listed = [{"name": "search", "price": "0.01"}, {"name": "read", "price": "0"}]
+    await ledger.stub().CreatePriceCard(card(tool_prices=listed, markup="1.5"))
+    elsewhere = call("fetch")
+    elsewhere.cost.CopyFrom(Amount(asset="USDC", value="0.2"))
+
+    after = await record(
+        ledger.executor(),
+        call("search", "9"),
+        call("read", "9"),
+        call("fetch", "0.2"),
+        call("fetch"),
+        elsewhere,
+    )
+
+    seen = [(each.charge.amount.value, each.charge.price_source) for each in (*before, *after)]
+    assert seen == [
+        ("0", usage_pb2.PRICE_SOURCE_UNLISTED_TOOL),
+        ("0.015", usage_pb2.PRICE_SOURCE_PRICE_CARD),
+        ("0", usage_pb2.PRICE_SOURCE_PRICE_CARD),
+        ("0.3", usage_pb2.PRICE_SOURCE_CALLER_COST),
+        ("0", usage_pb2.PRICE_SOURCE_UNLISTED_TOOL),
+        ("0", usage_pb2.PRICE_SOURCE_UNPRICED),
+    ]
+    answer = await ledger.stub().GetRunStatement(pb.GetRunStatementRequest(run_id=run_id))
+    assert (answer.statement.unit_count, answer.statement.unpriced_unit_count) == (6, 1)
 
 
 async def test_cards_are_listed_newest_first_and_read_back_whole(ledger: Ledger) -> None:

@@ -163,7 +163,7 @@ class RunEvent(_message.Message):
 
     @_builtins.property
     def usage(self) -> Global___UsageRecorded:
-        """A call to a provider was settled."""
+        """A call to a provider or an invocation of a tool is on the bill."""
 
     @_builtins.property
     def custom(self) -> Global___CustomEvent:
@@ -647,7 +647,9 @@ Global___ToolFinished: _TypeAlias = ToolFinished  # noqa: Y015
 
 @_typing.final
 class UsageRecorded(_message.Message):
-    """A call to a provider was settled: its usage is known, or was estimated."""
+    """Something was used that is charged: a call to a provider was settled (its
+    usage is known, or was estimated), or a tool that was sent came to its end.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -660,6 +662,8 @@ class UsageRecorded(_message.Message):
     COST_FIELD_NUMBER: _builtins.int
     ESTIMATED_FIELD_NUMBER: _builtins.int
     REWORK_FIELD_NUMBER: _builtins.int
+    TOOL_FIELD_NUMBER: _builtins.int
+    INVOCATION_ID_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     """The call, which is also the source_reference of the Ledger's charge."""
     node: _builtins.str
@@ -676,6 +680,12 @@ class UsageRecorded(_message.Message):
     """Whether the figures are an estimate, because the outcome is unknown."""
     rework: _builtins.bool
     """Whether the call repeats one of an attempt that died."""
+    tool: _builtins.str
+    """The tool that was invoked. Empty for calls to models."""
+    invocation_id: _builtins.str
+    """The invocation of that tool. A repetition has the same one and another
+    call_id: each execution is charged.
+    """
     @_builtins.property
     def cost(self) -> _amount_pb2.Amount:
         """What the call cost, as the Executor computed it. Unset when the Ledger
@@ -694,10 +704,12 @@ class UsageRecorded(_message.Message):
         cost: _amount_pb2.Amount | None = ...,
         estimated: _builtins.bool = ...,
         rework: _builtins.bool = ...,
+        tool: _builtins.str = ...,
+        invocation_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "cost", b"cost", "estimated", b"estimated", "input_tokens", b"input_tokens", "model", b"model", "node", b"node", "output_tokens", b"output_tokens", "provider", b"provider", "rework", b"rework"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "cost", b"cost", "estimated", b"estimated", "input_tokens", b"input_tokens", "invocation_id", b"invocation_id", "model", b"model", "node", b"node", "output_tokens", b"output_tokens", "provider", b"provider", "rework", b"rework", "tool", b"tool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

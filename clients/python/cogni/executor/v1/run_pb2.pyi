@@ -659,7 +659,9 @@ class RunUsage(_message.Message):
     model_calls: _builtins.int
     """Model calls made, repeated ones included."""
     tool_calls: _builtins.int
-    """Tool invocations carried out."""
+    """Tool invocations carried out, repeated ones included, whatever came of
+    them. Denied ones and outcomes that were taken over do not count.
+    """
     input_tokens: _builtins.int
     """Tokens given to models."""
     output_tokens: _builtins.int
@@ -670,7 +672,10 @@ class RunUsage(_message.Message):
     """Whether any of the figures is an estimate."""
     @_builtins.property
     def costs(self) -> _containers.RepeatedCompositeFieldContainer[_amount_pb2.Amount]:
-        """What the settled calls cost, one sum per asset."""
+        """What the settled calls cost, one sum per asset: model calls as the Executor
+        computed it, without markup; tools, which the Ledger alone can price, as
+        it charged them, within seconds.
+        """
 
     def __init__(
         self,

@@ -71,7 +71,9 @@ class PriceCard(_message.Message):
 
     @_builtins.property
     def tool_prices(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnitPrice]:
-        """Prices of one invocation of a tool, one per tool."""
+        """Prices of one invocation of a tool, one per tool. Each one that is sent is
+        charged, also when it fails; a tool that no card lists costs nothing.
+        """
 
     @_builtins.property
     def compute_prices(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnitPrice]:

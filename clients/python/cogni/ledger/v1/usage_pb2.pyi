@@ -130,6 +130,11 @@ class _PriceSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PriceSour
     """Nobody could say what it costs. It is recorded with an amount of zero and
     stands in the statement's unpriced_units until a unit corrects it.
     """
+    PRICE_SOURCE_UNLISTED_TOOL: _PriceSource.ValueType  # 4
+    """A tool call that no price card lists and whose reporter gave no cost. It
+    costs nothing and is not flagged: nobody sends a bill for it, so it has a
+    price only where the tenant sets one.
+    """
 
 class PriceSource(_PriceSource, metaclass=_PriceSourceEnumTypeWrapper):
     """Where the price of a unit came from."""
@@ -145,6 +150,11 @@ markup if there is a card.
 PRICE_SOURCE_UNPRICED: PriceSource.ValueType  # 3
 """Nobody could say what it costs. It is recorded with an amount of zero and
 stands in the statement's unpriced_units until a unit corrects it.
+"""
+PRICE_SOURCE_UNLISTED_TOOL: PriceSource.ValueType  # 4
+"""A tool call that no price card lists and whose reporter gave no cost. It
+costs nothing and is not flagged: nobody sends a bill for it, so it has a
+price only where the tenant sets one.
 """
 Global___PriceSource: _TypeAlias = PriceSource  # noqa: Y015
 
@@ -228,7 +238,8 @@ class UsageUnit(_message.Message):
         price card of the tenant prices the unit. May have up to 30 fractional
         digits; the charge is rounded to the asset's scale once. An explicit zero
         means free; an absent cost means unknown, and so does one in another asset
-        than the account's.
+        than the account's. For a tool call, absent means that it has no price of
+        its own: it is free unless a price card lists the tool.
         """
 
     def __init__(
@@ -342,7 +353,9 @@ Global___TokenCount: _TypeAlias = TokenCount  # noqa: Y015
 
 @_typing.final
 class ToolCall(_message.Message):
-    """One invocation of a tool."""
+    """One invocation of a tool that was sent, whatever came of it. It costs what
+    the price card lists for the tool, else the unit's cost, else nothing.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
