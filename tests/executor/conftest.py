@@ -23,7 +23,8 @@ from cogni.executor.v1.run_event_pb2 import (
 )
 from cogni.executor.v1.run_pb2 import RUN_STATE_SUCCEEDED
 from cogni.executor.v1.runner_service_pb2_grpc import RunnerServiceStub
-from services.executor.adapters.ledger import Recording
+from services.executor.adapters.ledger import Answer, Recording
+from services.executor.amounts import Amount
 from services.executor.composition import Surroundings, application, signer
 from services.executor.events import Draft
 from services.executor.grants import McpServer
@@ -68,10 +69,11 @@ class RecordingLedger:
     units: list[SettledUnit] = field(default_factory=list)
     closings: list[Closing] = field(default_factory=list)
     answer: Recording = Recording.RECORDED
+    charge: Amount | None = None
 
-    async def record(self, tenant_id: str, units: Sequence[SettledUnit]) -> list[Recording]:
+    async def record(self, tenant_id: str, units: Sequence[SettledUnit]) -> list[Answer]:
         self.units += units
-        return [self.answer for _ in units]
+        return [Answer(self.answer, self.charge) for _ in units]
 
     async def close_run(self, closing: Closing) -> None:
         self.closings.append(closing)

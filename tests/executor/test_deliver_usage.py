@@ -10,7 +10,7 @@ from decimal import Decimal
 import pytest
 
 from cogni.ledger.v1 import usage_pb2
-from services.executor.adapters.ledger import Recording
+from services.executor.adapters.ledger import Answer, Recording
 from services.executor.amounts import Amount
 from services.executor.convert.usage import unit_to_proto
 from services.executor.usage import units_digest
@@ -82,7 +82,7 @@ async def test_a_ledger_that_does_not_answer_gets_the_unit_again(
     quiet_world: World, clock: Clock
 ) -> None:
     class Silent(RecordingLedger):
-        async def record(self, tenant_id: str, units: object) -> list[Recording]:
+        async def record(self, tenant_id: str, units: object) -> list[Answer]:
             raise PeerError("ledger", ErrorKind.UNAVAILABLE, "", "nobody answers")
 
     call_id = await _settled(await _attempt(quiet_world))

@@ -12,7 +12,7 @@ import pytest
 from cogni.ledger.v1 import ledger_service_pb2 as pb
 from cogni.ledger.v1.ledger_service_pb2_grpc import LedgerServiceStub
 from cogni.ledger.v1.statement_pb2 import RUN_CLOSE_STATE_COMPLETE
-from services.executor.adapters.ledger import LedgerClient, Recording
+from services.executor.adapters.ledger import Answer, LedgerClient, Recording
 from services.executor.amounts import Amount
 from services.executor.usage import Closing, SettledUnit, UsageKind
 from services.ledger.composition import compose
@@ -60,8 +60,23 @@ async def test_a_unit_is_recorded_again_without_harm_and_conflicts_when_it_diffe
     first = await books.client.record("acme", [unit, _unit(books)])
     again = await books.client.record("acme", [unit, replace(unit, rework=True)])
 
-    assert first == [Recording.RECORDED, Recording.RECORDED]
-    assert again == [Recording.RECORDED, Recording.CONFLICT]
+    charged = Answer(Recording.RECORDED, Amount("USD", Decimal("0.0042")))
+    assert first == [charged, charged]
+    assert again == [charged, Answer(Recording.CONFLICT)]
+
+
+async def test_what_nobody_can_price_has_no_charge_and_a_tool_without_a_price_has_none_to_pay(
+    books: Books,
+) -> None:
+    unknown = replace(_unit(books), cost=None)
+    tool = replace(unknown, call_id=new_id(), kind=UsageKind.TOOL_CALL, tool="search")
+
+    answers = await books.client.record("acme", [unknown, tool])
+
+    assert answers == [
+        Answer(Recording.RECORDED),
+        Answer(Recording.RECORDED, Amount("USD", Decimal(0))),
+    ]
 
 
 async def test_a_unit_of_an_unknown_account_is_rejected_and_the_others_are_recorded(
@@ -71,7 +86,7 @@ async def test_a_unit_of_an_unknown_account_is_rejected_and_the_others_are_recor
         "acme", [replace(_unit(books), account_id=new_id()), _unit(books)]
     )
 
-    assert answers == [Recording.REJECTED, Recording.RECORDED]
+    assert [each.recording for each in answers] == [Recording.REJECTED, Recording.RECORDED]
 
 
 async def test_the_statement_shows_the_charge_and_the_close_agrees(books: Books) -> None:

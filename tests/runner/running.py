@@ -19,7 +19,7 @@ from services.executor.amounts import Amount
 from services.executor.runner.attempt import Workshop
 from services.executor.runner.catalogue import Catalogue
 from services.executor.runner.guard import Lease
-from services.executor.runner.holds import Holds, HoldSums
+from services.executor.runner.holds import Holds
 from services.executor.runner.journal import Holding, Journal
 from services.executor.runner.lease_keeper import KeeperTimes, LeaseKeeper
 from services.executor.runner.loop import Loop, LoopSettings
@@ -70,9 +70,9 @@ class FakeHolds:
 
     async def place(
         self, holding: Holding, account_id: str, least: Amount, unsettled: Amount
-    ) -> HoldSums:
+    ) -> Decimal:
         self.placed.append(least)
-        return HoldSums(least.value, Decimal(0))
+        return least.value
 
     async def shrink(self, holding: Holding, unsettled: Amount) -> None:
         self.shrunk.append(unsettled)

@@ -42,13 +42,14 @@ class Spender:
     pending: dict[str, Decimal] = field(default_factory=dict)
     stored: dict[str, Decimal] = field(default_factory=dict)
     recorded: Decimal = Decimal(0)
+    charged: Decimal = Decimal(0)
     hold: RunHold = field(init=False)
 
     def __post_init__(self) -> None:
         self.hold = RunHold(self.bank.holds, self.holding, self.bank.account_id, self._outstanding)
 
     async def _outstanding(self) -> Outstanding:
-        return Outstanding(dict(self.pending), dict(self.stored), self.recorded)
+        return Outstanding(dict(self.pending), dict(self.stored), self.recorded, self.charged)
 
     @classmethod
     def of(cls, bank: Bank) -> Spender:
@@ -60,7 +61,7 @@ class Spender:
         holding = replace(
             self.holding, epoch=self.holding.epoch + 1, attempt=self.holding.attempt + 1
         )
-        return Spender(self.bank, holding, self.pending, self.stored, self.recorded)
+        return Spender(self.bank, holding, self.pending, self.stored, self.recorded, self.charged)
 
     async def open(self, upper: Decimal = UPPER) -> str:
         call = PendingCall(
@@ -97,6 +98,7 @@ class Spender:
         (outcome,) = await record(self.bank.ledger.executor(TENANT), usage)
         assert outcome.charge.overrun.value == "0", "the account was passed"
         await asyncio.sleep(0)
+        self.charged += Decimal(outcome.charge.amount.value)
         self.recorded += self.stored.pop(call_id)
 
     async def spend(self, cost: Decimal, upper: Decimal = UPPER) -> None:

@@ -1,12 +1,15 @@
 """Tells the Ledger what was used, as the service that may, and asks whose an account is."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
 from enum import StrEnum
 
 import grpc.aio
 
 from cogni.ledger.v1 import ledger_service_pb2, ledger_service_pb2_grpc, usage_pb2
 from services.executor.adapters.connections import ConnectionsClient
+from services.executor.amounts import Amount
 from services.executor.convert.usage import unit_to_proto
 from services.executor.usage import Closing, SettledUnit
 from services.runtime.channels import acting_for
@@ -26,7 +29,15 @@ class Recording(StrEnum):
     REJECTED = "REJECTED"
 
 
-_ANSWERS = {
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of one unit, and what it was charged: None where nobody could price it."""
+
+    recording: Recording
+    charge: Amount | None = None
+
+
+_RECORDINGS = {
     usage_pb2.USAGE_RESULT_CREATED: Recording.RECORDED,
     usage_pb2.USAGE_RESULT_EXISTS: Recording.RECORDED,
     usage_pb2.USAGE_RESULT_CONFLICT: Recording.CONFLICT,
@@ -39,13 +50,12 @@ class LedgerClient:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._ledger = ledger_service_pb2_grpc.LedgerServiceStub(channel)
 
-    async def record(self, tenant_id: str, units: Sequence[SettledUnit]) -> list[Recording]:
+    async def record(self, tenant_id: str, units: Sequence[SettledUnit]) -> list[Answer]:
         """Record the units of one tenant; the answers are in their order."""
         request = ledger_service_pb2.RecordUsageRequest(units=[unit_to_proto(u) for u in units])
         with acting_for(tenant_id):
             response = await self._ledger.RecordUsage(request)
-        # An answer this release does not know means that nothing may be taken for granted.
-        return [_ANSWERS.get(each.result, Recording.REJECTED) for each in response.outcomes]
+        return [_answer(each) for each in response.outcomes]
 
     async def close_run(self, closing: Closing) -> None:
         """Commit which units the run has."""
@@ -63,6 +73,18 @@ class LedgerClient:
         with acting_for(tenant_id, subject):
             response = await self._ledger.GetAccount(request)
         return response.account.owner == subject
+
+
+def _answer(outcome: usage_pb2.UsageOutcome) -> Answer:
+    # A result this release does not know means that nothing may be taken for granted.
+    recording = _RECORDINGS.get(outcome.result, Recording.REJECTED)
+    charge = outcome.charge
+    if (
+        not outcome.HasField("charge")
+        or charge.price_source == usage_pb2.PriceSource.PRICE_SOURCE_UNPRICED
+    ):
+        return Answer(recording)
+    return Answer(recording, Amount(charge.amount.asset, Decimal(charge.amount.value)))
 
 
 class GrantableResources:

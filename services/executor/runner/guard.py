@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from langchain_core.messages import ToolMessage
-from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.errors import GraphBubbleUp
 from opentelemetry import trace
 
@@ -23,26 +22,24 @@ from cogni.type.v1.error_reason_pb2 import ErrorReason
 from services.executor.audit import AuditKind, AuditOutcome, AuditRecord
 from services.executor.events import Draft
 from services.executor.graphs import ToolEffect
-from services.executor.runner import invoking
+from services.executor.runner import charging, invoking
 from services.executor.runner.describing import effect_of
 from services.executor.runner.invoking import Admission, Admitted, Asked, Denied, Reused
 from services.executor.runner.journal import Holding, Journal
 from services.executor.runner.needs import Need, need_of
 from services.executor.runner.opening import NotOpenedError, Opening, opened
+from services.executor.runner.outcomes import Outcomes
 from services.executor.runner.redacting import REDACTED, shown_arguments, shown_result
 from services.executor.runner.rendering import json_of, value_of
 from services.executor.runner.scrub import Scrubber
 from services.executor.runner.task import TaskPlace, place_of
 from services.executor.store import invocations as store
-from services.executor.store.invocations import Requested
+from services.executor.store.invocations import Requested, ToolUnit
 from services.runtime.database import Database
 from services.runtime.ids import derive_id, new_id
 from services.runtime.jsonvalues import canonical_json
 
 _tracer = trace.get_tracer("cogni.runner")
-
-#: An outcome that is larger is not kept; a repeated execution then asks a person.
-RESULT_BYTES_MAX = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -79,6 +76,8 @@ class _UnderWay:
     admission: Admitted
     span: trace.Span
     policy: ToolPolicy
+    #: What is charged for it; None when nobody pays.
+    unit: ToolUnit | None
 
 
 class RunGuard:
@@ -102,9 +101,11 @@ class RunGuard:
         self._ordinals: Counter[tuple[str, int, str]] = Counter()
         self._dealt_with: set[str] = set()
         self._under_way: dict[str, _UnderWay] = {}
-        self._serde = JsonPlusSerializer()
+        self._outcomes = Outcomes()
         #: What the grant says that tools of MCP servers do; set before the graph begins.
         self.pinned_effects: Mapping[str, ToolEffect] = {}
+        #: Who pays for tools that have a price; set before the graph begins.
+        self.account_id: str | None = None
         self.closed = False
         self.loop = asyncio.get_running_loop()
 
@@ -124,7 +125,7 @@ class RunGuard:
                 self._holding,
                 str(question.asked["invocation_id"]),
                 happened=verdict.happened,
-                result=self._dump(verdict.output),
+                result=self._outcomes.stored(verdict.output),
             )
         admitted = await self._admit(request, requested, answered=True)
         assert not isinstance(admitted, Question), "it has just been answered"
@@ -139,18 +140,16 @@ class RunGuard:
         scrubbed = self._scrubber.value(outcome)
         clean = marked(scrubbed) if policy.untrusted else scrubbed
         keep = requested.effect is not ToolEffect.NONE
-        act = store.finish(
-            requested.invocation_id, requested.attempt, self._dump(clean) if keep else None
-        )
+        result = self._outcomes.stored(clean) if keep else None
+        act = store.finish(requested.invocation_id, requested.attempt, result)
         event = ToolFinished(
             invocation_id=requested.invocation_id, tool=requested.tool, untrusted=policy.untrusted
         )
         event.output.CopyFrom(value_of(shown_result(policy, json_of(_content(scrubbed)))))
         failed = isinstance(clean, ToolMessage) and clean.status == "error"
         audit = self._outcome(requested, admission, failed=failed)
-        await self._journal.write(
-            self._holding, drafts=[Draft(event)], acts=[act, invoking.audited(audit)]
-        )
+        drafts = [Draft(event), *charging.told(requested, under_way.unit)]
+        await self._journal.write(self._holding, drafts=drafts, acts=[act, invoking.audited(audit)])
         return clean
 
     async def failed(self, invocation: Invocation, failure: BaseException) -> BaseException:
@@ -182,9 +181,8 @@ class RunGuard:
         )
         act = store.fail(requested.invocation_id, requested.attempt, kind, text)
         audit = self._outcome(requested, admission, failed=True)
-        await self._journal.write(
-            self._holding, drafts=[Draft(event)], acts=[act, invoking.audited(audit)]
-        )
+        drafts = [Draft(event), *charging.told(requested, under_way.unit)]
+        await self._journal.write(self._holding, drafts=drafts, acts=[act, invoking.audited(audit)])
         return clean
 
     async def _admit(
@@ -212,7 +210,7 @@ class RunGuard:
                 return Question(admission.question)
             case Reused():
                 self._dealt_with.add(admission.invocation_id)
-                return Recorded(self._reused(request, admission.result))
+                return Recorded(self._outcomes.reused(request, admission.result))
             case Denied():
                 raise ToolDenied(f"Denied: {admission.decision.message}")
         self._dealt_with.add(requested.invocation_id)
@@ -233,14 +231,15 @@ class RunGuard:
                 _end_failed(span, failure)
                 raise
             connection_id, credential = lease.connection_id, lease.credential
+        unit = charging.unit_of(self._grant_id, self.account_id, rework=admission.rework)
         # Durable before the tool runs: whoever finds the row SENT without an outcome knows that
-        # the effect may have happened.
+        # the effect may have happened, and its price is on the bill.
         await self._journal.write(
             self._holding,
-            acts=[store.send(requested.invocation_id, requested.attempt, connection_id)],
+            acts=[store.send(requested.invocation_id, requested.attempt, connection_id, unit)],
         )
         self._under_way[requested.invocation_id] = _UnderWay(
-            requested, admission, span, policy_of(request.tool)
+            requested, admission, span, policy_of(request.tool), unit
         )
         return Invocation(requested.invocation_id, credential, prepared)
 
@@ -349,23 +348,6 @@ class RunGuard:
             details={"tool": requested.tool},
         )
         return requested.tenant_id, record
-
-    def _dump(self, outcome: Any) -> bytes | None:
-        kind, data = self._serde.dumps_typed(outcome)
-        stored = kind.encode() + b"\0" + data
-        return stored if len(stored) <= RESULT_BYTES_MAX else None
-
-    def _reused(self, request: ToolRequest, result: bytes) -> Any:
-        kind, _, data = result.partition(b"\0")
-        outcome = self._serde.loads_typed((kind.decode(), data))
-        if isinstance(outcome, ToolMessage) and request.tool_call_id:
-            return outcome.model_copy(update={"tool_call_id": request.tool_call_id})
-        if request.tool_call_id and not isinstance(outcome, ToolMessage):
-            # A person's verdict on what a model asked for.
-            return ToolMessage(
-                content=str(outcome), name=request.tool.name, tool_call_id=request.tool_call_id
-            )
-        return outcome
 
 
 def _need(request: ToolRequest, requested: Requested) -> Need:

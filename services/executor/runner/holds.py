@@ -4,14 +4,12 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Protocol
 
 import grpc
 
-from cogni.ledger.v1.hold_pb2 import Hold as HoldMessage
 from cogni.ledger.v1.ledger_service_pb2 import PlaceHoldRequest, ReleaseHoldRequest
 from cogni.ledger.v1.ledger_service_pb2_grpc import LedgerServiceStub
 from cogni.type.v1.amount_pb2 import Amount as AmountMessage
@@ -46,14 +44,6 @@ _ENDED_GRANTS = {
 _LOST = frozenset({"LEASE_LOST", "STALE_ATTEMPT", "HOLD_CLOSED"})
 
 
-@dataclass(frozen=True, slots=True)
-class HoldSums:
-    """What a hold has left, and what charges took from it so far."""
-
-    remaining: Decimal
-    spent: Decimal
-
-
 class Holds(Protocol):
     """Where money is set aside for runs.
 
@@ -63,8 +53,8 @@ class Holds(Protocol):
 
     async def place(
         self, holding: Holding, account_id: str, least: Amount, unsettled: Amount
-    ) -> HoldSums:
-        """See that the run's hold has at least so much, and prolong it.
+    ) -> Decimal:
+        """See that the run's hold has at least so much, and prolong it; returns what it has left.
 
         Waits for a Ledger that does not answer, for as long as it is let.
         """
@@ -93,7 +83,7 @@ class LedgerHolds:
 
     async def place(
         self, holding: Holding, account_id: str, least: Amount, unsettled: Amount
-    ) -> HoldSums:
+    ) -> Decimal:
         """See `Holds.place`."""
         pause = _PAUSE_SECONDS_FIRST
         while True:
@@ -109,7 +99,7 @@ class LedgerHolds:
             request.expire_time.FromDatetime(self._clock() + LIFETIME)
             try:
                 response = await self._call(holding, "PlaceHold", request)
-                return _sums(response.hold)
+                return Decimal(response.hold.remaining.value)
             except PeerError as error:
                 if error.kind not in _UNANSWERED:
                     raise
@@ -148,7 +138,3 @@ class LedgerHolds:
 
 def _message(amount: Amount) -> AmountMessage:
     return AmountMessage(asset=amount.asset, value=amount.plain)
-
-
-def _sums(hold: HoldMessage) -> HoldSums:
-    return HoldSums(Decimal(hold.remaining.value), Decimal(hold.spent.value))

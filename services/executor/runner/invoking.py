@@ -30,6 +30,8 @@ class Admitted:
     connection_ids: tuple[str, ...] = ()
     #: For a tool of an MCP server: the permission with the definition it is pinned to.
     pinned: ToolPermission | None = None
+    #: Whether an earlier attempt had sent it, so that a crash makes it cost a second time.
+    rework: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ async def admit(
         await store.adopt(tx, settled.invocation_id, holding.attempt)
         drafts = [Draft(_invoked(requested, shown)), Draft(_reused(requested))]
     else:
-        settled, event = await _decide(tx, holding, grant_id, requested, arguments)
+        rework = earlier is not None and _is_lost(earlier, holding.attempt)
+        settled, event = await _decide(tx, holding, grant_id, requested, arguments, rework=rework)
         drafts = [Draft(_invoked(requested, shown)), Draft(event)]
     newest = await events.insert(
         tx, holding.run_id, holding.tenant_id, holding.attempt, place, drafts
@@ -147,12 +150,19 @@ def _settled(requested: Requested, earlier: Known, *, answered: bool) -> Admissi
             return None
 
 
+def _is_lost(earlier: Known, attempt: int) -> bool:
+    # The attempt that takes a person's verdict over makes the invocation its own.
+    return earlier.sent and (earlier.attempt < attempt or earlier.asked)
+
+
 async def _decide(
     tx: Connection,
     holding: Holding,
     grant_id: str,
     requested: Requested,
     arguments: dict[str, Json],
+    *,
+    rework: bool,
 ) -> tuple[Admitted | Denied, Any]:
     held = await grants.hold(tx, grant_id)
     connection_ids: tuple[str, ...] = ()
@@ -179,7 +189,7 @@ async def _decide(
     await audit.write(tx, holding.tenant_id, record)
     await store.decide(tx, requested, decision, record.audit_record_id)
     if decision.allowed:
-        return Admitted(record.audit_record_id, connection_ids, pinned), ToolAllowed(
+        return Admitted(record.audit_record_id, connection_ids, pinned, rework), ToolAllowed(
             invocation_id=requested.invocation_id,
             tool=requested.tool,
             audit_record_id=record.audit_record_id,

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from decimal import ROUND_CEILING, Decimal
 
 from services.executor.amounts import Amount
-from services.executor.runner.holds import LIFETIME, Holds, HoldSums
+from services.executor.runner.holds import LIFETIME, Holds
 from services.executor.runner.journal import (
     Holding,
     JournalUnavailableError,
@@ -185,7 +185,7 @@ class RunHold:
     ) -> PeerError | None:
         asked = asyncio.get_running_loop().time()
         try:
-            sums = await self._holds.place(
+            remaining = await self._holds.place(
                 self._holding, self._account_id, self._amount(least), self._amount(unsettled)
             )
         except PeerError as error:
@@ -197,26 +197,25 @@ class RunHold:
                 return None
             raise _failed(f"The Ledger sets no money aside: {error.message}") from None
         self._trusted_until = asked + _TRUSTED_SECONDS
-        self._take_over(sums, outstanding)
+        self._take_over(remaining, outstanding)
         if self._renewing is None:
             self._renewing = asyncio.create_task(self._renew_forever())
         return None
 
-    def _take_over(self, sums: HoldSums, outstanding: Outstanding) -> None:
+    def _take_over(self, remaining: Decimal, outstanding: Outstanding) -> None:
         """Reckon from what the Ledger says, without the calls it had charged before it was asked.
 
         A charge that it made since counts twice until the next answer: too little is free then,
         never too much.
         """
-        self._remaining = sums.remaining
+        self._remaining = remaining
         self._figures = self._uncharged(outstanding)
         self._total = sum(self._figures.values(), _ZERO)
         self._earlier = self._of_earlier_attempts(outstanding)
-        ended = {c: figure for c, figure in self._figures.items() if c not in self._open}
-        most = sum({**outstanding.settled, **ended}.values(), outstanding.recorded)
-        if most > _ZERO:
-            # At most all of these were charged, so the rate is at least this.
-            self._rate = max(self._rate, sums.spent / most)
+        if outstanding.recorded > _ZERO:
+            # Of the charges of model calls alone: the hold pays for tools too, whose prices say
+            # nothing about the next call's.
+            self._rate = max(self._rate, outstanding.charged / outstanding.recorded)
 
     async def _renew_forever(self) -> None:
         while True:
@@ -231,7 +230,7 @@ class RunHold:
     async def _outstanding(self) -> Outstanding:
         if self._holding.attempt == 1 and self._figures.keys() <= self._waiting:
             # Nothing was ever sent for this run.
-            return Outstanding({}, {}, _ZERO)
+            return Outstanding({}, {}, _ZERO, _ZERO)
         for _ in range(_READS_MAX):
             try:
                 return await self._read_outstanding()

@@ -30,8 +30,10 @@ RETURNING usage_units.*,
     (SELECT traceparent FROM runs WHERE runs.run_id = usage_units.run_id) AS traceparent
 """
 _RECORDED = """
-UPDATE usage_units SET record_time = cogni_now(), record_problem = NULL
-WHERE call_id = ANY ($1::uuid[]) AND record_time IS NULL
+UPDATE usage_units SET record_time = cogni_now(), record_problem = NULL,
+    charge_asset = told.asset, charge_value = told.value
+FROM unnest($1::uuid[], $2::text[], $3::numeric[]) AS told (call_id, asset, value)
+WHERE usage_units.call_id = told.call_id AND record_time IS NULL
 """
 _PROBLEM = """
 UPDATE usage_units SET record_problem = $2, record_due_time = cogni_now() + $3
@@ -68,9 +70,14 @@ async def take_due(tx: Connection, limit: int, lease: timedelta) -> list[Settled
     return [_unit(row) for row in await tx.fetch(_TAKE, limit, lease)]
 
 
-async def note_recorded(tx: Connection, call_ids: Sequence[str]) -> None:
-    """Note that the Ledger has the units."""
-    await tx.execute(_RECORDED, list(call_ids))
+async def note_recorded(tx: Connection, charges: Mapping[str, Amount | None]) -> None:
+    """Note that the Ledger has the units, by call id, and what it charged; None: unpriced."""
+    await tx.execute(
+        _RECORDED,
+        list(charges),
+        [charge and charge.asset for charge in charges.values()],
+        [charge and charge.value for charge in charges.values()],
+    )
 
 
 async def note_problem(

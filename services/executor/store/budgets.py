@@ -15,13 +15,15 @@ SELECT 1 FROM run_leases WHERE run_id = $1 AND epoch = $2 AND holder IS NOT NULL
 FOR SHARE
 """
 # A pending call counts with the most it can cost, a settled one with what it did cost; an estimate
-# that was corrected counts no more.
+# that was corrected counts no more. A tool counts with what it was charged, once it was: nobody
+# here knows its price before.
 _COMMITTED = """
-SELECT coalesce(sum(CASE WHEN state = 'SETTLED' THEN cost_value
+SELECT coalesce(sum(CASE WHEN state = 'SETTLED' THEN coalesce(cost_value, charge_value)
                          ELSE (estimate -> 'cost' ->> 'value')::numeric END), 0)
 FROM usage_units
 WHERE {scope} = $1 AND call_id <> $2 AND NOT corrected
-    AND $3 = CASE WHEN state = 'SETTLED' THEN cost_asset ELSE estimate -> 'cost' ->> 'asset' END
+    AND $3 = CASE WHEN state = 'SETTLED' THEN coalesce(cost_asset, charge_asset)
+                  ELSE estimate -> 'cost' ->> 'asset' END
 """
 _COMMITTED_UNDER_GRANT = _COMMITTED.format(scope="grant_id")
 _COMMITTED_BY_RUN = _COMMITTED.format(scope="run_id")

@@ -36,7 +36,8 @@ SELECT cancel_reason, cancel_comment, grants.account_id, grants.budget_asset,
         WHERE run_id = $1 AND answer IS NOT NULL) AS answers,
     CASE WHEN $2 > 1 THEN (SELECT json_object_agg(node, calls) FROM (
         SELECT node, count(*) AS calls FROM usage_units
-        WHERE run_id = $1 AND attempt < $2 AND corrects_call_id IS NULL AND occur_time > coalesce(
+        WHERE run_id = $1 AND attempt < $2 AND kind = 'LLM_CALL' AND corrects_call_id IS NULL
+            AND occur_time > coalesce(
             (SELECT max(create_time) FROM checkpoints WHERE run_id = $1), '-infinity')
         GROUP BY node) AS lost) END AS lost_calls
 FROM runs JOIN grants USING (grant_id) WHERE run_id = $1
@@ -58,8 +59,8 @@ class Briefing:
     """What an attempt must know before it begins.
 
     `waited` is how long the run has waited for answers that came, questions asked together once;
-    `lost_calls` counts per node the calls of earlier attempts whose work is in no checkpoint: it
-    is done again, and so are they.
+    `lost_calls` counts per node the model calls of earlier attempts whose work is in no
+    checkpoint: it is done again, and so are they.
     """
 
     stop: Stop | None

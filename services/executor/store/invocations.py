@@ -33,11 +33,22 @@ ON CONFLICT (invocation_id) DO UPDATE SET attempt = excluded.attempt,
     decision = excluded.decision, reason = excluded.reason, message = excluded.message,
     decision_audit_record_id = excluded.decision_audit_record_id,
     state = 'REQUESTED', result = NULL, error_type = NULL, error_message = NULL,
-    sent_time = NULL, finish_time = NULL
+    finish_time = NULL
 """
+# One statement, so that each execution that is sent has exactly one unit, however often this is
+# written. The unit is settled at once: what an invocation costs does not depend on what comes of
+# it, so whatever happens next, nobody has to come back to it.
 _SEND = """
-UPDATE invocations SET state = 'SENT', sent_time = cogni_now(), connection_id = $3
-WHERE invocation_id = $1 AND attempt = $2 AND state = 'REQUESTED'
+WITH sent AS (
+    UPDATE invocations SET state = 'SENT', sent_time = cogni_now(), connection_id = $3
+    WHERE invocation_id = $1 AND attempt = $2 AND state = 'REQUESTED'
+    RETURNING invocation_id, tenant_id, run_id, attempt, node, sent_time
+)
+INSERT INTO usage_units (call_id, tenant_id, run_id, attempt, grant_id, account_id, kind, node,
+    invocation_id, state, estimate, actual, rework, occur_time, settle_time)
+SELECT $4::uuid, tenant_id, run_id, attempt, $5::uuid, $6::text, 'TOOL_CALL', node,
+    invocation_id, 'SETTLED', '{}', '{}', $7::boolean, sent_time, sent_time
+FROM sent WHERE $4::uuid IS NOT NULL
 """
 # Allowed by the grant, and then found to be another tool than the granted one.
 _DENY = """
@@ -96,7 +107,19 @@ class Known:
     state: str
     decision: str
     asked: bool
+    #: Whether it was ever sent, also when it has been decided anew since.
+    sent: bool
     result: bytes | None
+
+
+@dataclass(frozen=True)
+class ToolUnit:
+    """The usage unit of one execution of a tool: who pays, and whether a lost one is repeated."""
+
+    call_id: str
+    grant_id: str
+    account_id: str
+    rework: bool
 
 
 async def get(tx: Connection, run_id: str, invocation_id: str) -> Known | None:
@@ -155,9 +178,15 @@ async def decide(
     )
 
 
-def send(invocation_id: str, attempt: int, connection_id: str | None) -> Write:
-    """Write that the tool runs from now on: from here to its outcome nobody knows what it did."""
-    return Write(_SEND, (invocation_id, attempt, connection_id))
+def send(
+    invocation_id: str, attempt: int, connection_id: str | None, unit: ToolUnit | None
+) -> Write:
+    """Write that the tool runs from now on: from here to its outcome nobody knows what it did.
+
+    With the unit that is charged for it; None when nobody pays.
+    """
+    paid = (unit.call_id, unit.grant_id, unit.account_id, unit.rework) if unit else (None,) * 4
+    return Write(_SEND, (invocation_id, attempt, connection_id, *paid))
 
 
 def deny(invocation_id: str, attempt: int, decision: Decision) -> Write:
@@ -202,5 +231,6 @@ def _known(row: Row) -> Known:
         state=row["state"],
         decision=row["decision"],
         asked=row["asked"],
+        sent=row["sent_time"] is not None,
         result=row["result"],
     )

@@ -99,18 +99,24 @@ UPDATE runs SET cancel_request_time = cogni_now(), cancel_reason = $2, cancel_co
     canceller = $4, update_time = cogni_now()
 WHERE run_id = $1 AND cancel_request_time IS NULL
 """
+# A run without an account has no units: its tools are counted by what was sent.
 _USAGE = """
 SELECT count(*) FILTER (WHERE kind = 'LLM_CALL') AS model_calls,
-    count(*) FILTER (WHERE kind = 'TOOL_CALL') AS tool_calls,
+    greatest(count(*) FILTER (WHERE kind = 'TOOL_CALL'), (SELECT count(*) FROM invocations
+        WHERE run_id = $1 AND sent_time IS NOT NULL)) AS tool_calls,
     count(*) FILTER (WHERE state = 'PENDING') AS pending_units,
     coalesce(bool_or(estimated), false) AS estimated,
     coalesce(sum((actual->>'input_tokens')::bigint), 0)::bigint AS input_tokens,
     coalesce(sum((actual->>'output_tokens')::bigint), 0)::bigint AS output_tokens
 FROM usage_units WHERE run_id = $1 AND NOT corrected
 """
+# What only the Ledger can price costs what it charged.
 _COSTS = """
-SELECT cost_asset AS asset, sum(cost_value) AS value FROM usage_units
-WHERE run_id = $1 AND cost_asset IS NOT NULL AND NOT corrected GROUP BY 1 ORDER BY 1
+SELECT coalesce(cost_asset, charge_asset) AS asset,
+    sum(coalesce(cost_value, charge_value)) AS value
+FROM usage_units
+WHERE run_id = $1 AND coalesce(cost_asset, charge_asset) IS NOT NULL AND NOT corrected
+GROUP BY 1 ORDER BY 1
 """
 
 

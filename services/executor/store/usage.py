@@ -44,11 +44,14 @@ WITH known AS (
 )
 UPDATE runs SET close_time = NULL FROM correction WHERE runs.run_id = correction.run_id
 """
+# Tools have no figure: what they cost, the Ledger takes from the hold or the account as it comes.
 _OUTSTANDING = """
-SELECT coalesce(sum(figure) FILTER (WHERE recorded), 0) AS recorded,
+SELECT coalesce(sum(figure) FILTER (WHERE charge IS NOT NULL), 0) AS recorded,
+    coalesce(sum(charge), 0) AS charged,
     json_object_agg(call_id, figure::text) FILTER (WHERE NOT pending AND NOT recorded) AS settled,
     json_object_agg(call_id, figure::text) FILTER (WHERE pending) AS pending
 FROM (SELECT call_id, record_time IS NOT NULL AS recorded, state = 'PENDING' AS pending,
+          CASE WHEN charge_asset = cost_asset THEN charge_value END AS charge,
           CASE WHEN state = 'SETTLED' THEN cost_value
                ELSE (estimate -> 'cost' ->> 'value')::numeric END AS figure
       FROM usage_units WHERE run_id = $1) AS units
@@ -152,19 +155,22 @@ class Outstanding:
     """A run's calls by call id, as far as the Ledger is not known to have charged them.
 
     The most that each pending one can cost, and what each settled one did cost; `recorded` is
-    what those come to that the Ledger has. Calls of unknown price are in none of them.
+    what those come to whose charges are known, and `charged` what these come to. Calls of unknown
+    price are in none of them, and no tools.
     """
 
     pending: dict[str, Decimal]
     settled: dict[str, Decimal]
     recorded: Decimal
+    charged: Decimal
 
 
 async def outstanding(tx: Connection, run_id: str) -> Outstanding:
     """Return what the run's calls of all attempts come to."""
     row = await tx.fetchrow(_OUTSTANDING, run_id)
     assert row is not None, "an aggregate has a row"
-    return Outstanding(_figures(row["pending"]), _figures(row["settled"]), row["recorded"])
+    pending, settled = _figures(row["pending"]), _figures(row["settled"])
+    return Outstanding(pending, settled, row["recorded"], row["charged"])
 
 
 def _figures(stored: str | None) -> dict[str, Decimal]:

@@ -10,7 +10,8 @@ from typing import Protocol
 
 from opentelemetry import trace
 
-from services.executor.adapters.ledger import Recording
+from services.executor.adapters.ledger import Answer, Recording
+from services.executor.amounts import Amount
 from services.executor.store import billing, usage
 from services.executor.usage import Closing, RecordProblem, SettledUnit
 from services.runtime.database import Database
@@ -35,7 +36,7 @@ STALE_SECONDS = 120.0
 class Ledger(Protocol):
     """What is asked of the Ledger."""
 
-    async def record(self, tenant_id: str, units: Sequence[SettledUnit]) -> list[Recording]:
+    async def record(self, tenant_id: str, units: Sequence[SettledUnit]) -> list[Answer]:
         """Record units of one tenant; answers in their order."""
 
     async def close_run(self, closing: Closing) -> None:
@@ -101,11 +102,15 @@ class UsageDelivery:
             async with self._database.raw_jobs() as tx:
                 await billing.postpone(tx, [unit.call_id for unit in units], _UNANSWERED_PAUSE)
             return
+        charges: dict[str, Amount | None] = {}
         sorted_ids: dict[Recording, list[str]] = defaultdict(list)
         for unit, answer in zip(units, answers, strict=True):
-            sorted_ids[answer].append(unit.call_id)
+            if answer.recording is Recording.RECORDED:
+                charges[unit.call_id] = answer.charge
+            else:
+                sorted_ids[answer.recording].append(unit.call_id)
         async with self._database.raw_jobs() as tx:
-            await billing.note_recorded(tx, sorted_ids[Recording.RECORDED])
+            await billing.note_recorded(tx, charges)
             for problem in RecordProblem:
                 troubled = sorted_ids[Recording(problem)]
                 await billing.note_problem(tx, troubled, problem, _REJECTED_PAUSE)
