@@ -19,7 +19,7 @@ from services.ledger.entries import NO_FLAGS, Draft, Entry, EntryFlag, EntryKind
 from services.ledger.holds import Hold
 from services.ledger.money import EXACT, MINOR_MAX, format_minor, round_to_minor
 from services.ledger.pricing import Price, PriceSource
-from services.ledger.units import Key, UnitRejectedError, UsageUnit
+from services.ledger.units import Key, ToolUsage, UnitRejectedError, UsageUnit
 from services.runtime.errors import ErrorKind, ServiceError, failed_precondition
 
 
@@ -89,9 +89,9 @@ class Book:
     def record(self, unit: UsageUnit, price: Price) -> list[Draft]:
         """Charge a unit whatever its account has: the part past the limit goes to OVERRUN.
 
-        What the run's hold has set aside pays first. A unit that corrects another gives back that
-        one's charge before it takes its own. Returns the charge, and after it the overrun if there
-        was one. Raises UnitRejectedError, and then changes nothing.
+        What the run's hold has set aside pays first, for tools last. A unit that corrects another
+        gives back that one's charge before it takes its own. Returns the charge, and after it the
+        overrun if there was one. Raises UnitRejectedError, and then changes nothing.
         """
         position = self.position(unit.key.tenant_id, unit.account_id)
         asset = position.account.asset
@@ -212,11 +212,14 @@ class Book:
             self.remainders[tenant_id, asset] = EXACT.add(carried, remainder)
 
     def _payable(self, unit: UsageUnit, position: Position, amount: int) -> int:
-        from_hold = 0
         hold = self.holds.get((unit.key.tenant_id, unit.run_id)) if unit.run_id else None
         if hold is not None and hold.is_open and hold.account_id == unit.account_id:
-            from_hold = hold.take(amount)
-            position.held -= from_hold
+            wanted = amount
+            if isinstance(unit.usage, ToolUsage):
+                # The run reckons with its hold for the model calls it has bounded, and does not
+                # know what tools cost: they leave it alone as long as there is other money.
+                wanted = max(0, amount - position.available())
+            position.held -= hold.take(wanted)
         if not position.account.kind.is_limited:
             return amount
         # What the hold paid is still in the balance here, and no longer held: available() covers

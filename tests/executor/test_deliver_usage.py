@@ -13,6 +13,7 @@ from cogni.ledger.v1 import usage_pb2
 from services.executor.adapters.ledger import Answer, Recording
 from services.executor.amounts import Amount
 from services.executor.convert.usage import unit_to_proto
+from services.executor.store import usage
 from services.executor.usage import units_digest
 from services.executor.use_cases.deliver_usage import STALE_SECONDS, UsageDelivery
 from services.runtime.errors import ErrorKind, PeerError
@@ -54,6 +55,26 @@ async def test_a_settled_unit_is_recorded_once_and_with_all_its_figures(
         "CACHE_WRITE": 10,
         "REASONING": 5,
     }
+
+
+async def test_what_the_ledger_charged_is_kept_and_shows_how_its_prices_compare_with_ours(
+    quiet_world: World, ledger: RecordingLedger
+) -> None:
+    attempt = await _attempt(quiet_world)
+    await _settled(attempt, cost="0.004")
+    delivery = UsageDelivery(quiet_world.database, ledger)
+    await delivery.deliver()
+    ledger.charge = Amount("USD", Decimal("0.012"))
+    await _settled(attempt, cost="0.01")
+
+    await delivery.deliver()
+
+    async with quiet_world.database.raw_tenant(attempt.tenant_id) as tx:
+        outstanding = await usage.outstanding(tx, attempt.run_id)
+    # The first was unpriced: no charge says nothing about prices.
+    assert outstanding == usage.Outstanding({}, {}, Decimal("0.01"), Decimal("0.012"))
+    seen = await quiet_world.run(attempt.run_id)
+    assert [each.value for each in seen.usage.costs] == ["0.014"], "as we computed it"
 
 
 async def test_the_same_unit_makes_the_same_message(

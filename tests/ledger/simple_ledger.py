@@ -12,7 +12,7 @@ from services.ledger.commands import (
     TransferCommand,
     UsageCommand,
 )
-from services.ledger.units import Key
+from services.ledger.units import Key, ToolUsage
 
 OVERRUN = "overrun"
 USAGE = "usage"
@@ -101,7 +101,10 @@ class SimpleLedger:
             self._move(USAGE, OVERRUN, overrun)
         hold = self.holds.get(unit.run_id)
         if hold is not None and hold.account == account and hold.state in ("ACTIVE", "EXPIRED"):
-            hold.remaining -= min(hold.remaining, amount)
+            wanted = amount
+            if isinstance(unit.usage, ToolUsage):
+                wanted = max(0, amount - (self.available(account) or 0))
+            hold.remaining -= min(hold.remaining, wanted)
             hold.unsettled = min(hold.unsettled, hold.remaining)
         available = self.available(account)
         paid = amount if available is None else min(amount, available)

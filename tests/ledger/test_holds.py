@@ -52,6 +52,25 @@ async def test_a_runs_charges_are_taken_from_its_hold_first(ledger: Ledger) -> N
     assert (topped.hold.remaining.value, topped.hold.spent.value) == ("3.5", "1.5")
 
 
+async def test_tools_leave_a_runs_hold_alone_until_nothing_else_is_left(ledger: Ledger) -> None:
+    account_id, run_id = await ledger.account("10"), new_id()
+    run = ledger.run(run_id=run_id, account_id=account_id)
+    await run.PlaceHold(placing(account_id, "4", run_id=run_id))
+
+    async def use_tool(cost: str) -> tuple[str, str]:
+        tool = usage_pb2.ToolCall(tool="search")
+        sent = unit(account_id, cost, run_id=run_id, tool_call=tool)
+        (outcome,) = await record(ledger.executor(), sent)
+        balance = await ledger.balance(account_id)
+        return balance.held.value, outcome.charge.overrun.value
+
+    assert [await use_tool("5"), await use_tool("2"), await use_tool("4")] == [
+        ("4", "0"),
+        ("3", "0"),
+        ("0", "1"),
+    ]
+
+
 async def test_a_charge_past_the_hold_takes_what_is_unheld_and_leaves_other_holds_alone(
     ledger: Ledger,
 ) -> None:

@@ -26,7 +26,7 @@ from services.ledger.commands import (
 from services.ledger.directory import Directory, NewAccount
 from services.ledger.posting import Poster
 from services.ledger.price_books import PriceBooks
-from services.ledger.units import Cost, Key, ToolUsage, UsageUnit
+from services.ledger.units import Cost, Key, LlmUsage, UsageUnit
 from services.runtime.caller import Caller, CallerKind
 from services.runtime.database import Database
 from services.runtime.ids import new_id
@@ -73,7 +73,7 @@ class World:
         one = UsageUnit(
             key,
             self.account.account_id,
-            ToolUsage("t"),
+            LlmUsage("m", "p", {"INPUT": 1}),
             PAST,
             run_id=run_id,
             attempt=1 if run_id else 0,

@@ -43,7 +43,7 @@ from services.ledger.posting import Poster
 from services.ledger.price_books import PriceBooks
 from services.ledger.store import entries, log
 from services.ledger.store.entries import EntryFilter
-from services.ledger.units import Cost, Key, ToolUsage, UsageUnit
+from services.ledger.units import Cost, Key, LlmUsage, ToolUsage, UsageUnit
 from services.runtime.caller import Caller, CallerKind
 from services.runtime.database import Database
 from services.runtime.errors import ServiceError
@@ -182,14 +182,22 @@ class LedgerMachine(RuleBasedStateMachine):
                 TransferCommand(self.key(), content, *accounts_, amount * USD, "", None)
             )
 
-    @rule(account=accounts, cost=st.integers(0, 6), run=runs, corrects=st.integers(0, 5))
-    def use(self, account: int, cost: int, run: int, corrects: int) -> None:
+    @rule(
+        account=accounts,
+        cost=st.integers(0, 6),
+        run=runs,
+        corrects=st.integers(0, 5),
+        used=st.sampled_from([ToolUsage("search"), LlmUsage("m", "p", {"INPUT": 1})]),
+    )
+    def use(
+        self, account: int, cost: int, run: int, corrects: int, used: ToolUsage | LlmUsage
+    ) -> None:
         of = self.accounts[account]
         earlier = [c for c in (*self.sent, *self.queue) if isinstance(c, UsageCommand)]
         unit = UsageUnit(
             self.key(),
             of.account_id,
-            ToolUsage("search"),
+            used,
             PAST,
             self.runs[run],
             1,

@@ -86,6 +86,15 @@ async def put(text: str) -> str:
     return f"put {text}"
 
 
+@tool(effects="outward", idempotent=True)
+async def slow_put(text: str) -> str:
+    """Put a text, once it may."""
+    HAPPENED["slow_put"] += 1
+    REACHED.set()
+    await RELEASED.wait()
+    return f"put {text}"
+
+
 @langchain_tool
 def plain(text: str) -> str:
     """Say a text, as a tool that never heard of Cogni."""
@@ -170,6 +179,10 @@ async def posts_then_held(state: Words) -> Words:
     return {"words": [said]}
 
 
+async def puts(state: Words) -> Words:
+    return {"words": [await slow_put.ainvoke({"text": "x"})]}
+
+
 async def chats(state: Words) -> Words:
     model = chat_model("openai/gpt-4o-mini", api_key="sk-test", **PROVIDER)
     return {"words": [(await model.ainvoke("hi")).text]}
@@ -219,6 +232,7 @@ plain_agent = _agent(plain)
 leaking = _agent(leaky)
 two_posts = _chain(twice)
 post_and_hold = _chain(posts_then_held)
+putting = _chain(puts)
 
 
 def _says_ticket(messages: Any) -> AIMessage:

@@ -111,6 +111,33 @@ async def test_what_a_call_did_not_use_can_be_spent_by_the_next(fleet: Fleet) ->
     assert await open_call_within(second) is None
 
 
+async def test_what_the_ledger_took_for_tools_is_spent(fleet: Fleet) -> None:
+    grant_id = await fleet.grant()
+    run_id = await fleet.start("any", grant_id)
+    epoch = await _hold(fleet, run_id)
+    call = _call(run_id, grant_id)
+    opening = Opening(call.call_id, grant_id, run_id, epoch, CENT)
+    await fleet.execute(
+        "INSERT INTO usage_units (call_id, tenant_id, run_id, attempt, grant_id, account_id, kind,"
+        " node, state, estimate, actual, occur_time, settle_time) VALUES (gen_random_uuid(), 't1',"
+        " $1, 1, $2, 'a', 'TOOL_CALL', 'n', 'SETTLED', '{}', '{}', cogni_now(), cogni_now())",
+        run_id,
+        grant_id,
+    )
+
+    async def passes(limit: Amount) -> bool:
+        async with fleet.database.raw_jobs() as tx:
+            passed = await budgets.open_within(tx, opening, Limits(limit, None), open_call(call))
+        return passed is not None
+
+    assert not await passes(CENT), "nobody here knows yet what the tool cost"
+    await fleet.execute(
+        "UPDATE usage_units SET charge_asset = 'USD', charge_value = 0.001 WHERE kind = 'TOOL_CALL'"
+    )
+    assert await passes(CENT)
+    assert not await passes(Amount("USD", Decimal("0.011")))
+
+
 async def test_an_attempt_that_lost_its_lease_opens_nothing(fleet: Fleet) -> None:
     grant_id = await fleet.grant()
     run_id = await fleet.start("any", grant_id)

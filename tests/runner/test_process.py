@@ -26,6 +26,7 @@ DEADLINE_SECONDS = 90.0
 GRAPHS = """
 import asyncio, operator, os, pathlib, sys, time
 from typing import Annotated, TypedDict
+from cogni.graph import tool
 from langgraph.graph import END, START, StateGraph
 
 NOTES = pathlib.Path(os.environ["NOTES"])
@@ -56,6 +57,14 @@ async def held(state):
         await asyncio.sleep(0.05)
     return {"words": ["held"]}
 
+@tool(effects="outward", idempotent=True)
+async def mark():
+    "Leave a mark."
+    return (await held({}))["words"][0]
+
+async def acts(state):
+    return {"words": [await mark.ainvoke({})]}
+
 async def blocks(state):
     note("blocks")
     if NOTES.read_text().count("blocks") == 1:
@@ -66,6 +75,7 @@ async def imported(state):
     return {"words": [name for name in ("litellm", "openai") if name in sys.modules]}
 
 hold = chain(first, held)
+acting = chain(first, acts)
 blocking = chain(first, blocks)
 light = chain(imported)
 """
@@ -149,7 +159,7 @@ async def works(fleet: Fleet, redis_url: str, tmp_path: Path) -> AsyncIterator[W
     )
     (tmp_path / "key").write_bytes(key)
     (tmp_path / "graphs.py").write_text(GRAPHS)
-    names = ("hold", "blocking", "light")
+    names = ("hold", "acting", "blocking", "light")
     named = ", ".join(f'"{name}": "./graphs.py:{name}"' for name in names)
     (tmp_path / "langgraph.json").write_text(f'{{"graphs": {{{named}}}}}')
     environment = {
@@ -173,8 +183,10 @@ async def works(fleet: Fleet, redis_url: str, tmp_path: Path) -> AsyncIterator[W
             worker.kill()
 
 
-async def test_kill_9_in_the_middle_of_a_run_repeats_no_finished_step(works: Works) -> None:
-    run_id = await works.fleet.start("hold")
+async def test_kill_9_in_a_tool_repeats_no_finished_step_and_charges_both_executions(
+    works: Works,
+) -> None:
+    run_id = await works.fleet.start("acting", await works.fleet.grant("mark"))
     worker = works.start()
     await works.noted("held")
     worker.kill()
@@ -189,6 +201,13 @@ async def test_kill_9_in_the_middle_of_a_run_repeats_no_finished_step(works: Wor
     log = await works.fleet.events(run_id)
     assert [event.WhichOneof("event") for event in log].count("finished") == 1
     assert [event.attempt for event in log] == sorted(event.attempt for event in log)
+    units = await works.fleet.rows("SELECT * FROM usage_units ORDER BY occur_time")
+    assert [(unit["state"], unit["rework"]) for unit in units] == [
+        ("SETTLED", False),
+        ("SETTLED", True),
+    ]
+    assert len({unit["invocation_id"] for unit in units}) == 1
+    assert units[0]["attempt"] < units[1]["attempt"] == run.attempt
 
 
 async def test_a_process_frozen_past_its_lease_writes_nothing_when_it_wakes(works: Works) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cogni.ledger.v1.usage_pb2 import ToolCall
 from services.executor.amounts import Amount
 from services.executor.runner import run_hold
 from services.executor.runner.holds import LedgerHolds
@@ -339,6 +340,24 @@ async def test_a_price_above_ours_is_learnt_from_what_the_ledger_took(bank: Bank
 
     # Twice two and half a dollar ahead, at one and a half times our price.
     assert await bank.held() == Decimal("6.75")
+
+
+async def test_what_tools_cost_takes_nothing_from_the_hold_and_does_not_raise_its_prices(
+    bank: Bank,
+) -> None:
+    run = Spender.of(bank)
+    call_id = await run.open(Decimal(4))
+    tool = ToolCall(tool="search")
+    charged = unit(bank.account_id, "3", run_id=run.holding.run_id, tool_call=tool)
+    await record(bank.ledger.executor(TENANT), charged)
+    run.settle(call_id, Decimal("0.5"))
+    await run.deliver(call_id)
+
+    assert await bank.held() == Decimal("3.5"), "the run reckons with it, and knows no tool"
+    await run.open(Decimal(4))
+
+    # Four and half a dollar ahead, and not seven times that.
+    assert await bank.held() == Decimal("4.5")
 
 
 @pytest.mark.parametrize(("kind", "asset"), [(2, "USD"), (1, "USDC")])

@@ -216,6 +216,9 @@ async def test_an_effect_in_doubt_is_not_repeated_before_a_person_has_said(
 
     assert (run.state, run.output) == ("SUCCEEDED", {"words": words})
     assert graphs.HAPPENED["post"] == posts
+    # What was sent is charged, whatever became of it; the question and the answer are not.
+    units = await fleet.rows("SELECT rework FROM usage_units ORDER BY occur_time")
+    assert [unit["rework"] for unit in units] == [False, True][:posts]
 
 
 async def _answer(fleet: Fleet, run_id: str, interrupt_id: str, answer: Any) -> None:

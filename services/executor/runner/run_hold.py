@@ -51,8 +51,9 @@ class RunHold:
     """Covers each call of one attempt before it is sent, and asks the Ledger only when it must.
 
     What is left of the hold is what the Ledger said last, less the upper bounds of calls under way
-    and the costs of those that ended since. Every answer of the Ledger replaces that reckoning, so
-    nothing it does not know of (a price card, a lost attempt) adds up.
+    and the costs of those that ended since; tools take nothing of it while the account has other
+    money. Every answer of the Ledger replaces that reckoning, so nothing it does not know of (a
+    price card, a lost attempt) adds up.
     """
 
     def __init__(
@@ -213,8 +214,7 @@ class RunHold:
         self._total = sum(self._figures.values(), _ZERO)
         self._earlier = self._of_earlier_attempts(outstanding)
         if outstanding.recorded > _ZERO:
-            # Of the charges of model calls alone: the hold pays for tools too, whose prices say
-            # nothing about the next call's.
+            # Of the charges of model calls alone: what tools cost says nothing about the next one.
             self._rate = max(self._rate, outstanding.charged / outstanding.recorded)
 
     async def _renew_forever(self) -> None:

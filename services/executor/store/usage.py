@@ -44,7 +44,7 @@ WITH known AS (
 )
 UPDATE runs SET close_time = NULL FROM correction WHERE runs.run_id = correction.run_id
 """
-# Tools have no figure: what they cost, the Ledger takes from the hold or the account as it comes.
+# Tools have no figure: the Ledger alone knows what they cost, and takes it from what is unheld.
 _OUTSTANDING = """
 SELECT coalesce(sum(figure) FILTER (WHERE charge IS NOT NULL), 0) AS recorded,
     coalesce(sum(charge), 0) AS charged,

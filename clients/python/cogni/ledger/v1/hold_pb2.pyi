@@ -58,7 +58,8 @@ Global___HoldState: _TypeAlias = HoldState  # noqa: Y015
 @_typing.final
 class Hold(_message.Message):
     """A sum set aside on an account so that pending work can be paid. Charges of a
-    run are taken from the run's hold first.
+    run are taken from the run's hold first; those of tools only where nothing
+    else is left, since holds are placed for what model calls can cost.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
