@@ -127,6 +127,7 @@ async def test_no_run_event_effect_or_charge_is_lost_or_doubled(world: World) ->
         [e.SerializeToString() for e in log] for log in logs
     ]
     _check_bill(world, statements)
+    _check_tools(statements)
     assert len(list(world.effects.iterdir())) == len(run_ids)
 
 
@@ -231,6 +232,14 @@ async def _check_nothing_is_held(
             return
         assert time.monotonic() < deadline, f"{balance.held.value} is still held"
         await asyncio.sleep(0.5)
+
+
+def _check_tools(statements: list[RunStatement]) -> None:
+    """Each run invoked one tool: charged once, and once more as rework for each repetition."""
+    for statement in statements:
+        units = [charge.unit for charge in statement.charges if charge.unit.HasField("tool_call")]
+        assert len({unit.tool_call.invocation_id for unit in units}) == 1
+        assert [unit.rework for unit in units].count(False) == 1
 
 
 def _check_bill(world: World, statements: list[RunStatement]) -> None:

@@ -222,7 +222,7 @@ def test_the_demo_tells_the_whole_story(tmp_path: Path) -> None:
     assert "kill -9" in done.stdout
     assert "Posts of this run on the server: 1." in done.stdout
     assert "verified offline: the charge is in the signed log" in done.stdout
-    assert "One model call was made, and charged exactly once." in done.stdout
+    assert "Model calls: 1, tool calls: 2; each is charged exactly once." in done.stdout
     assert "Read again from the beginning" in done.stdout
 
 

@@ -9,7 +9,7 @@ from cogni.executor.v1.run_event_pb2 import RunEvent
 from cogni.executor.v1.run_pb2 import RunState
 from services.standalone.demo import tenant
 from tests.e2e.conftest import World
-from tests.e2e.waiting import bill, model_charges, whole_log
+from tests.e2e.waiting import bill, model_charges, tool_charges, whole_log
 
 RUNNER = "services.executor.worker"
 SERVER = "-m services.executor"
@@ -49,8 +49,10 @@ async def test_after_kill_9_the_run_goes_on_and_posts_and_charges_once(
     # A machine too busy to renew a lease in time costs an attempt as well, and nothing else.
     assert max(event.attempt for event in seen) >= (2 if victim == RUNNER else 1)
     # The model answered before the crash and was not asked again.
-    assert len([event for event in seen if event.HasField("usage")]) == 1
+    assert len([event for event in seen if event.usage.model]) == 1
     assert len(model_charges(statement)) == 1
+    tools = [charge.unit.tool_call.tool for charge in tool_charges(statement)]
+    assert tools.count(tenant.POST_TOOL) == 1
     output = from_json_message(seen[-1].finished.output)
     posts = await world.bluesky.posts(output["digest"])
     assert [post["uri"] for post in posts].count(output["post"]) == 1

@@ -10,7 +10,7 @@ from cogni.executor.v1.run_pb2 import RunState
 from cogni.ledger.v1.ledger_service_pb2 import GetReceiptRequest
 from services.standalone.demo import tenant
 from tests.e2e.conftest import HANDLE, PROMPT_CANARY, World
-from tests.e2e.waiting import bill, model_charges, run_of_slot, whole_log
+from tests.e2e.waiting import bill, model_charges, run_of_slot, tool_charges, whole_log
 
 
 async def test_a_schedule_fires_a_run_that_calls_a_model_posts_and_is_charged_once(
@@ -34,10 +34,16 @@ async def test_a_schedule_fires_a_run_that_calls_a_model_posts_and_is_charged_on
         output["post"]
     ) == 1
     usage = [event.usage for event in events if event.HasField("usage")]
+    charged = [charge.unit.source_reference for charge in statement.charges]
+    assert sorted(charged) == sorted(unit.call_id for unit in usage)
     [charge] = model_charges(statement)
-    assert [charge.unit.source_reference] == [unit.call_id for unit in usage]
+    assert charge.unit.source_reference in [unit.call_id for unit in usage if unit.model]
     assert not charge.unit.estimated
     assert float(charge.amount.value) > 0
+    # The team's price card lists the one, with a markup of a fifth, and not the other.
+    prices = {c.unit.tool_call.tool: c.amount.value for c in tool_charges(statement)}
+    assert prices == {tenant.READ_TOOL: "0", tenant.POST_TOOL: "0.0012"}
+    assert statement.unpriced_unit_count == 0
 
 
 async def test_events_reach_a_watcher_while_the_run_is_still_at_work(

@@ -66,3 +66,8 @@ async def bill(client: AsyncClient, run_id: str, units: int) -> RunStatement:
 
 def model_charges(statement: RunStatement) -> list[Charge]:
     return [charge for charge in statement.charges if charge.unit.HasField("llm_call")]
+
+
+def tool_charges(statement: RunStatement) -> list[Charge]:
+    """The charges of tool calls."""
+    return [charge for charge in statement.charges if charge.unit.HasField("tool_call")]

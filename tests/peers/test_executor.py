@@ -179,7 +179,7 @@ async def test_the_agent_calls_its_model_and_its_tool_and_each_call_is_metered(
     finished = events[-1].finished
     assert finished.state == RunState.RUN_STATE_SUCCEEDED, finished.error
     assert from_json_message(finished.output)["messages"][-1]["content"] == "It is 42."
-    usage = [event.usage for event in events if event.HasField("usage")]
+    usage = [event.usage for event in events if event.usage.model]
     assert len(usage) == len(provider.requests) == 2
     assert {(each.input_tokens, each.output_tokens) for each in usage} == {(20, 5)}
     assert [e.tool_allowed.tool for e in events if e.HasField("tool_allowed")] == ["add"]

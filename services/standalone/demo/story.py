@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Final
 
@@ -121,19 +122,22 @@ class Story:
         os.killpg(group, signal.SIGKILL)
 
     async def _show_bill(self, run_id: str, events: list[RunEvent]) -> None:
-        calls = {event.usage.call_id for event in events if event.HasField("usage")}
+        used = [event.usage for event in events if event.HasField("usage")]
+        calls = {usage.call_id for usage in used}
         found = await bill.statement(self.client, run_id, units=len(calls))
         self.screen.say()
         bill.show(self.screen, found)
         charged = {charge.unit.source_reference for charge in found.charges}
         if len(charged) != len(found.charges) or not calls <= charged:
             raise StandaloneError("The statement does not match the run's calls one to one.")
-        if len(calls) == 1:
-            self._say("One model call was made, and charged exactly once.")
-        else:
-            self._say(f"{len(calls)} model calls were made, each charged exactly once.")
+        tools = sum(1 for usage in used if usage.tool)
+        self._say(
+            f"Model calls: {len(used) - tools}, tool calls: {tools}; each is charged exactly once. "
+            "A tool costs what the price card says, else nothing."
+        )
         if found.charges:
-            self._say(await bill.receipt(self.client, found.charges[0]))
+            costliest = max(found.charges, key=lambda charge: Decimal(charge.amount.value))
+            self._say(await bill.receipt(self.client, costliest))
 
     async def _read_again(self, run_id: str, seen: list[RunEvent]) -> None:
         again = [event async for event in self.client.watch_run(run_id)]

@@ -100,7 +100,10 @@ async def _price_card(client: AsyncClient) -> str:
     except NotImplementedYet:
         return "This Ledger has no price cards yet: a call is charged what the provider takes."
     version = made.price_card.version
-    return f"Price card version {version}: what the provider takes, times {MARKUP}."
+    return (
+        f"Price card version {version}: what the provider takes, times {MARKUP}; "
+        f"{POST_PRICE} {ASSET} for each {POST_TOOL}, times {MARKUP}."
+    )
 
 
 async def grant(client: AsyncClient, tenant: Tenant, source: str, *, may_post: bool) -> str:

@@ -73,6 +73,9 @@ def describe(event: RunEvent) -> tuple[str, str] | None:
                 )
             output = _short(from_json_message(event.tool_finished.output))
             return f"tool {event.tool_finished.tool} -> {output}", "green"
+        case "usage" if event.usage.tool:
+            # The tool's own lines have told it, and the statement says what it cost.
+            return None
         case "usage":
             return _usage(event), "magenta"
         case "custom":
