@@ -6,16 +6,20 @@ import asyncio
 from decimal import Decimal
 from typing import Any
 
+import pytest
+
 from cogni.ledger.v1 import ledger_service_pb2 as pb
 from cogni.ledger.v1.price_card_pb2 import PriceCard, UnitPrice
 from cogni.ledger.v1.statement_pb2 import RUN_CLOSE_STATE_COMPLETE
 from cogni.ledger.v1.usage_pb2 import PRICE_SOURCE_PRICE_CARD
+from cogni.type.v1.error_reason_pb2 import ErrorReason
 from services.executor.adapters.ledger import LedgerClient
 from services.executor.amounts import Amount
 from services.executor.grants import ToolPermission
 from services.executor.runner.catalogue import Catalogue
 from services.executor.runs import Run
-from services.executor.store import controls, runs, usage
+from services.executor.store import budgets, controls, runs, usage
+from services.executor.store.budgets import Limits
 from services.executor.use_cases.deliver_usage import UsageDelivery
 from services.runtime.channels import service_channel
 from services.runtime.ids import new_id
@@ -110,6 +114,72 @@ async def test_an_outcome_that_is_taken_over_is_not_charged_again(
     (unit,) = await _units(fleet)
     assert unit["attempt"] == 1
     assert (await _shown(fleet, run_id)).usage == runs.RunUsage(tool_calls=1)
+
+
+@pytest.mark.parametrize("bound", ["budget", "max_cost"])
+@pytest.mark.parametrize(("price", "posts"), [("0.002", 1), ("0.0015", 2), ("0", 2)])
+async def test_a_tool_that_costs_more_than_is_left_is_denied_and_a_free_one_is_not(
+    fleet: Fleet, catalogue: Catalogue, graphs: Any, price: str, posts: int, bound: str
+) -> None:
+    limit = Amount("USD", Decimal("0.003"))
+    grant_id = await fleet.grant("post", budget=limit if bound == "budget" else None)
+    options = {"max_cost": limit} if bound == "max_cost" else {}
+    run_id = await fleet.start("two_posts", grant_id, **options)
+    async with running(fleet, catalogue) as runner:
+        runner.loop.wake()
+        await asyncio.wait_for(graphs.REACHED.wait(), DEADLINE_SECONDS)
+        await fleet.execute(
+            "UPDATE usage_units SET charge_asset = 'USD', charge_value = $1::text::numeric", price
+        )
+        graphs.RELEASED.set()
+        run = await runner.finished(run_id)
+
+    assert (run.state, graphs.HAPPENED["post"]) == ("SUCCEEDED", posts)
+    denied = [e.tool_denied for e in await fleet.events(run_id) if e.HasField("tool_denied")]
+    reasons = [each.reason for each in denied]
+    assert reasons == [ErrorReason.ERROR_REASON_BUDGET_EXHAUSTED] * (2 - posts)
+
+
+async def test_executions_that_are_not_charged_yet_count_at_the_newest_price(fleet: Fleet) -> None:
+    grant_id = await fleet.grant()
+    run_id = await fleet.start("any", grant_id)
+    limits = Limits(Amount("USD", Decimal("0.5")), None)
+
+    async def passes(tool: str = "post") -> bool:
+        async with fleet.database.raw_tenant(TENANT) as tx:
+            found = await budgets.tool_passes(tx, grant_id, run_id, tool, limits)
+        return found is not None
+
+    async def sent(charge: str | None) -> None:
+        invocation_id = new_id()
+        await fleet.execute(
+            "INSERT INTO invocations (invocation_id, tenant_id, run_id, attempt, task_id, tool,"
+            " node, effect, arguments_digest, decision, state, sent_time, create_time) VALUES ($1,"
+            " 't1', $2, 1, 't', 'post', 'n', 'OUTWARD', '', 'ALLOWED', 'SENT', cogni_now(),"
+            " cogni_now())",
+            invocation_id,
+            run_id,
+        )
+        await fleet.execute(
+            "INSERT INTO usage_units (call_id, tenant_id, run_id, attempt, grant_id, account_id,"
+            " kind, node, invocation_id, state, estimate, actual, occur_time, settle_time,"
+            " charge_asset, charge_value) VALUES (gen_random_uuid(), 't1', $1, 1, $2, 'a',"
+            " 'TOOL_CALL', 'n', $3, 'SETTLED', '{}', '{}', cogni_now(), cogni_now(),"
+            " CASE WHEN $4::text IS NOT NULL THEN 'USD' END, $4::text::numeric)",
+            run_id,
+            grant_id,
+            invocation_id,
+            charge,
+        )
+
+    seen = [await passes()]
+    for charge in ("0.3", "0.1", None):
+        await sent(charge)
+        seen.append(await passes())
+
+    # Nothing; 0.3 and 0.3 more; 0.4 and 0.1 more; and one whose charge is on its way.
+    assert seen == [False, True, False, True]
+    assert not await passes("search"), "nobody here knows what it costs"
 
 
 async def test_a_priced_tool_is_charged_by_the_card_and_closed_with_its_run(

@@ -233,7 +233,7 @@ class Attempt:
             repeated=Counter(briefing.lost_calls),
             adopt=self._workshop.adopt,
         )
-        self._guard.account_id = briefing.account_id
+        self._guard.account_id, self._guard.limits = briefing.account_id, briefing.limits
         self._guard.pinned_effects = {
             each.tool: effect_of_pinned(each) for each in briefing.pinned_tools
         }

@@ -34,6 +34,7 @@ from services.executor.runner.rendering import json_of, value_of
 from services.executor.runner.scrub import Scrubber
 from services.executor.runner.task import TaskPlace, place_of
 from services.executor.store import invocations as store
+from services.executor.store.budgets import NO_LIMITS
 from services.executor.store.invocations import Requested, ToolUnit
 from services.runtime.database import Database
 from services.runtime.ids import derive_id, new_id
@@ -104,8 +105,9 @@ class RunGuard:
         self._outcomes = Outcomes()
         #: What the grant says that tools of MCP servers do; set before the graph begins.
         self.pinned_effects: Mapping[str, ToolEffect] = {}
-        #: Who pays for tools that have a price; set before the graph begins.
+        #: Who pays for tools that have a price, and how much at most; set before the graph begins.
         self.account_id: str | None = None
+        self.limits = NO_LIMITS
         self.closed = False
         self.loop = asyncio.get_running_loop()
 
@@ -202,6 +204,7 @@ class RunGuard:
                 requested,
                 clean,
                 frozenset(self._dealt_with),
+                limits=self.limits,
                 shown=shown_arguments(policy_of(request.tool), clean),
                 answered=answered,
             )

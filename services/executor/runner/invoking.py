@@ -8,12 +8,13 @@ from cogni.executor.v1.run_event_pb2 import ToolDenied as ToolDeniedEvent
 from cogni.type.v1.error_reason_pb2 import ErrorReason
 from services.executor.audit import AuditKind, AuditRecord
 from services.executor.events import Draft
-from services.executor.grants import Decision, ToolPermission, decide_invocation
+from services.executor.grants import ALLOWED, Decision, ToolPermission, decide_invocation
 from services.executor.graphs import ToolEffect
 from services.executor.runner.journal import Holding, LeaseLostError
 from services.executor.runner.rendering import struct_of
-from services.executor.store import audit, events, grants
+from services.executor.store import audit, budgets, events, grants
 from services.executor.store import invocations as store
+from services.executor.store.budgets import Limits
 from services.executor.store.events import Connection
 from services.executor.store.invocations import Known, Requested
 from services.executor.store.journal import Write
@@ -87,13 +88,14 @@ async def admit(
     arguments: dict[str, Json],
     dealt_with: frozenset[str],
     *,
+    limits: Limits,
     shown: dict[str, Json],
     answered: bool,
 ) -> Admission:
     """Decide about the invocation while the grant is held, and write the decision.
 
-    `shown` is what the event says of the arguments. `answered` says that the question it may
-    raise has just been answered. Raises LeaseLostError.
+    `limits` bound what is spent; `shown` is what the event says of the arguments. `answered` says
+    that the question it may raise has just been answered. Raises LeaseLostError.
     """
     # Two events in every case: what was asked for, and what was decided.
     place = await events.take_fenced(tx, holding.run_id, holding.epoch, 2)
@@ -113,7 +115,9 @@ async def admit(
         drafts = [Draft(_invoked(requested, shown)), Draft(_reused(requested))]
     else:
         rework = earlier is not None and _is_lost(earlier, holding.attempt)
-        settled, event = await _decide(tx, holding, grant_id, requested, arguments, rework=rework)
+        settled, event = await _decide(
+            tx, holding, grant_id, requested, arguments, limits=limits, rework=rework
+        )
         drafts = [Draft(_invoked(requested, shown)), Draft(event)]
     newest = await events.insert(
         tx, holding.run_id, holding.tenant_id, holding.attempt, place, drafts
@@ -162,6 +166,7 @@ async def _decide(
     requested: Requested,
     arguments: dict[str, Json],
     *,
+    limits: Limits,
     rework: bool,
 ) -> tuple[Admitted | Denied, Any]:
     held = await grants.hold(tx, grant_id)
@@ -185,6 +190,8 @@ async def _decide(
             invocations_before=await store.allowed_before(tx, requested),
             now=now,
         )
+    if decision.allowed and limits.binding:
+        decision = await _within(tx, limits, holding, grant_id, requested)
     record = _decision_record(holding, grant_id, requested, decision)
     await audit.write(tx, holding.tenant_id, record)
     await store.decide(tx, requested, decision, record.audit_record_id)
@@ -200,6 +207,22 @@ async def _decide(
         reason=ErrorReason.Value(f"ERROR_REASON_{decision.reason}"),
         message=decision.message,
         audit_record_id=record.audit_record_id,
+    )
+
+
+async def _within(
+    tx: Connection, limits: Limits, holding: Holding, grant_id: str, requested: Requested
+) -> Decision:
+    """Deny a tool that costs more than is left; one that is free may always be used."""
+    passed = await budgets.tool_passes(tx, grant_id, holding.run_id, requested.tool, limits)
+    if passed is None:
+        return ALLOWED
+    price, limit = passed
+    return Decision(
+        False,
+        "BUDGET_EXHAUSTED",
+        f"The tool {requested.tool!r} costs {price.plain} {price.asset}, which is more than is "
+        f"left of {limit.plain} {limit.asset}.",
     )
 
 

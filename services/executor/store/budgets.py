@@ -25,6 +25,25 @@ WHERE {scope} = $1 AND call_id <> $2 AND NOT corrected
     AND $3 = CASE WHEN state = 'SETTLED' THEN coalesce(cost_asset, charge_asset)
                   ELSE estimate -> 'cost' ->> 'asset' END
 """
+# What was committed, and what the newest charge of the tool was. Executions that the Ledger has not
+# charged yet count as if at that price.
+_COMMITTED_WITH_TOOL = """
+SELECT spent + unknown * coalesce(price, 0) AS spent, price FROM (
+    SELECT coalesce(sum(figure) FILTER (WHERE asset = $2), 0) AS spent,
+        count(*) FILTER (WHERE is_tool AND figure IS NULL) AS unknown,
+        (array_agg(figure ORDER BY occur_time DESC)
+            FILTER (WHERE is_tool AND asset = $2))[1] AS price
+    FROM (SELECT units.occur_time, coalesce(tool = $3, false) AS is_tool,
+              CASE WHEN units.state = 'SETTLED' THEN coalesce(cost_value, charge_value)
+                   ELSE (estimate -> 'cost' ->> 'value')::numeric END AS figure,
+              CASE WHEN units.state = 'SETTLED' THEN coalesce(cost_asset, charge_asset)
+                   ELSE estimate -> 'cost' ->> 'asset' END AS asset
+          FROM usage_units AS units LEFT JOIN invocations USING (invocation_id)
+          WHERE units.{scope} = $1 AND NOT corrected) AS used
+) AS sums
+"""
+_WITH_TOOL_UNDER_GRANT = _COMMITTED_WITH_TOOL.format(scope="grant_id")
+_WITH_TOOL_BY_RUN = _COMMITTED_WITH_TOOL.format(scope="run_id")
 _COMMITTED_UNDER_GRANT = _COMMITTED.format(scope="grant_id")
 _COMMITTED_BY_RUN = _COMMITTED.format(scope="run_id")
 
@@ -47,6 +66,9 @@ class Limits:
         return frozenset(each.asset for each in (self.grant_budget, self.run_max_cost) if each)
 
 
+NO_LIMITS = Limits(None, None)
+
+
 @dataclass(frozen=True)
 class Opening:
     """A call to open: under which grant and lease, and the most it can cost."""
@@ -56,6 +78,27 @@ class Opening:
     run_id: str
     epoch: int
     upper_cost: Amount
+
+
+async def tool_passes(
+    tx: Connection, grant_id: str, run_id: str, tool: str, limits: Limits
+) -> tuple[Amount, Amount] | None:
+    """Return what the tool costs and the limit that one more of it would pass, or None.
+
+    By the newest charge of the tool within the limit's scope, since the Ledger alone knows its
+    price: None too while there is no charge. Several at once may each find that they fit.
+    """
+    bounds: Sequence[tuple[Amount | None, str, str]] = (
+        (limits.grant_budget, _WITH_TOOL_UNDER_GRANT, grant_id),
+        (limits.run_max_cost, _WITH_TOOL_BY_RUN, run_id),
+    )
+    for limit, committed, scope in bounds:
+        if limit is None:
+            continue
+        row = await tx.fetchrow(committed, scope, limit.asset, tool)
+        if row["price"] and row["spent"] + row["price"] > limit.value:
+            return Amount(limit.asset, row["price"]), limit
+    return None
 
 
 async def open_within(

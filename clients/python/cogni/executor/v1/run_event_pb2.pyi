@@ -570,7 +570,8 @@ class ToolDenied(_message.Message):
     """Why, for programs: TOOL_NOT_GRANTED, ARGUMENT_NOT_ALLOWED,
     CONNECTION_NOT_GRANTED, GRANT_REVOKED, GRANT_EXPIRED, INVOCATION_LIMIT,
     TOOL_CHANGED (an MCP server's definition is looked at after the grant has
-    allowed the invocation, so this one follows a ToolAllowed).
+    allowed the invocation, so this one follows a ToolAllowed),
+    BUDGET_EXHAUSTED (for a tool that was charged before, at that price).
     """
     message: _builtins.str
     """Why, for people."""

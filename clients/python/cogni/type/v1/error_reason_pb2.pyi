@@ -160,7 +160,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_BUDGET_EXHAUSTED: _ErrorReason.ValueType  # 119
     """The next call could cost more than what is left. Seen as the error of a
-    run, and when a hold or top-up would pass its account's budget
+    run, in the event of a denied tool, and when a hold or top-up would pass its account's budget
     (FAILED_PRECONDITION, metadata "account_id" and "left"). Raise the budget or
     fund the account, then replay the run.
     """
@@ -508,7 +508,7 @@ and audit records.
 """
 ERROR_REASON_BUDGET_EXHAUSTED: ErrorReason.ValueType  # 119
 """The next call could cost more than what is left. Seen as the error of a
-run, and when a hold or top-up would pass its account's budget
+run, in the event of a denied tool, and when a hold or top-up would pass its account's budget
 (FAILED_PRECONDITION, metadata "account_id" and "left"). Raise the budget or
 fund the account, then replay the run.
 """
