@@ -166,6 +166,8 @@ async def test_a_tool_that_changed_is_denied_until_it_is_granted_again(
         "REQUESTED",
         None,
     )
+    charged = await fleet.rows("SELECT run_id FROM usage_units ORDER BY occur_time")
+    assert [str(unit["run_id"]) for unit in charged] == [other_id, again_id], "what was sent"
 
 
 async def test_without_its_permission_a_graph_does_not_even_have_the_tool(

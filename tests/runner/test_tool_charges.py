@@ -151,24 +151,14 @@ async def test_executions_that_are_not_charged_yet_count_at_the_newest_price(fle
         return found is not None
 
     async def sent(charge: str | None) -> None:
-        invocation_id = new_id()
-        await fleet.execute(
-            "INSERT INTO invocations (invocation_id, tenant_id, run_id, attempt, task_id, tool,"
-            " node, effect, arguments_digest, decision, state, sent_time, create_time) VALUES ($1,"
-            " 't1', $2, 1, 't', 'post', 'n', 'OUTWARD', '', 'ALLOWED', 'SENT', cogni_now(),"
-            " cogni_now())",
-            invocation_id,
-            run_id,
-        )
         await fleet.execute(
             "INSERT INTO usage_units (call_id, tenant_id, run_id, attempt, grant_id, account_id,"
-            " kind, node, invocation_id, state, estimate, actual, occur_time, settle_time,"
-            " charge_asset, charge_value) VALUES (gen_random_uuid(), 't1', $1, 1, $2, 'a',"
-            " 'TOOL_CALL', 'n', $3, 'SETTLED', '{}', '{}', cogni_now(), cogni_now(),"
-            " CASE WHEN $4::text IS NOT NULL THEN 'USD' END, $4::text::numeric)",
+            " kind, node, tool, state, estimate, actual, occur_time, settle_time, charge_asset,"
+            " charge_value) VALUES (gen_random_uuid(), 't1', $1, 1, $2, 'a', 'TOOL_CALL', 'n',"
+            " 'post', 'SETTLED', '{}', '{}', cogni_now(), cogni_now(),"
+            " CASE WHEN $3::text IS NOT NULL THEN 'USD' END, $3::text::numeric)",
             run_id,
             grant_id,
-            invocation_id,
             charge,
         )
 

@@ -26,7 +26,6 @@ WITH due AS (
 UPDATE usage_units SET record_due_time = cogni_now() + $2
 FROM due WHERE usage_units.call_id = due.call_id
 RETURNING usage_units.*,
-    (SELECT tool FROM invocations WHERE invocation_id = usage_units.invocation_id) AS tool,
     (SELECT traceparent FROM runs WHERE runs.run_id = usage_units.run_id) AS traceparent
 """
 _RECORDED = """

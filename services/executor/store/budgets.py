@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from uuid import UUID
 
 from services.executor.amounts import Amount
 from services.executor.store.events import Connection
@@ -25,27 +26,19 @@ WHERE {scope} = $1 AND call_id <> $2 AND NOT corrected
     AND $3 = CASE WHEN state = 'SETTLED' THEN coalesce(cost_asset, charge_asset)
                   ELSE estimate -> 'cost' ->> 'asset' END
 """
-# What was committed, and what the newest charge of the tool was. Executions that the Ledger has not
-# charged yet count as if at that price.
-_COMMITTED_WITH_TOOL = """
-SELECT spent + unknown * coalesce(price, 0) AS spent, price FROM (
-    SELECT coalesce(sum(figure) FILTER (WHERE asset = $2), 0) AS spent,
-        count(*) FILTER (WHERE is_tool AND figure IS NULL) AS unknown,
-        (array_agg(figure ORDER BY occur_time DESC)
-            FILTER (WHERE is_tool AND asset = $2))[1] AS price
-    FROM (SELECT units.occur_time, coalesce(tool = $3, false) AS is_tool,
-              CASE WHEN units.state = 'SETTLED' THEN coalesce(cost_value, charge_value)
-                   ELSE (estimate -> 'cost' ->> 'value')::numeric END AS figure,
-              CASE WHEN units.state = 'SETTLED' THEN coalesce(cost_asset, charge_asset)
-                   ELSE estimate -> 'cost' ->> 'asset' END AS asset
-          FROM usage_units AS units LEFT JOIN invocations USING (invocation_id)
-          WHERE units.{scope} = $1 AND NOT corrected) AS used
-) AS sums
-"""
-_WITH_TOOL_UNDER_GRANT = _COMMITTED_WITH_TOOL.format(scope="grant_id")
-_WITH_TOOL_BY_RUN = _COMMITTED_WITH_TOOL.format(scope="run_id")
 _COMMITTED_UNDER_GRANT = _COMMITTED.format(scope="grant_id")
 _COMMITTED_BY_RUN = _COMMITTED.format(scope="run_id")
+_PRICE = """
+SELECT charge_value FROM usage_units
+WHERE grant_id = $1 AND tool = $2 AND charge_asset = $3 ORDER BY occur_time DESC LIMIT 1
+"""
+_UNCHARGED = """
+SELECT count(*) FROM usage_units WHERE {scope} = $1 AND tool = $2 AND charge_value IS NULL
+"""
+_UNCHARGED_UNDER_GRANT = _UNCHARGED.format(scope="grant_id")
+_UNCHARGED_BY_RUN = _UNCHARGED.format(scope="run_id")
+#: Where what is about to be opened is no call that could be among the committed ones.
+_NO_CALL = UUID(int=0)
 
 
 @dataclass(frozen=True)
@@ -85,19 +78,24 @@ async def tool_passes(
 ) -> tuple[Amount, Amount] | None:
     """Return what the tool costs and the limit that one more of it would pass, or None.
 
-    By the newest charge of the tool within the limit's scope, since the Ledger alone knows its
-    price: None too while there is no charge. Several at once may each find that they fit.
+    By the tool's newest charge under the grant, since the Ledger alone knows its price: None too
+    while there is no charge, and for a tool that is free, which is found out at no cost. Executions
+    that are not charged yet count at that price. Several at once may each find that they fit.
     """
-    bounds: Sequence[tuple[Amount | None, str, str]] = (
-        (limits.grant_budget, _WITH_TOOL_UNDER_GRANT, grant_id),
-        (limits.run_max_cost, _WITH_TOOL_BY_RUN, run_id),
+    bounds = (
+        (limits.grant_budget, _COMMITTED_UNDER_GRANT, _UNCHARGED_UNDER_GRANT, grant_id),
+        (limits.run_max_cost, _COMMITTED_BY_RUN, _UNCHARGED_BY_RUN, run_id),
     )
-    for limit, committed, scope in bounds:
+    for limit, committed, uncharged, scope in bounds:
         if limit is None:
             continue
-        row = await tx.fetchrow(committed, scope, limit.asset, tool)
-        if row["price"] and row["spent"] + row["price"] > limit.value:
-            return Amount(limit.asset, row["price"]), limit
+        price = await tx.fetchval(_PRICE, grant_id, tool, limit.asset)
+        if not price:
+            continue
+        spent = await tx.fetchval(committed, scope, _NO_CALL, limit.asset)
+        more = 1 + await tx.fetchval(uncharged, scope, tool)
+        if spent + more * price > limit.value:
+            return Amount(limit.asset, price), limit
     return None
 
 

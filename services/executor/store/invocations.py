@@ -42,12 +42,12 @@ _SEND = """
 WITH sent AS (
     UPDATE invocations SET state = 'SENT', sent_time = cogni_now(), connection_id = $3
     WHERE invocation_id = $1 AND attempt = $2 AND state = 'REQUESTED'
-    RETURNING invocation_id, tenant_id, run_id, attempt, node, sent_time
+    RETURNING invocation_id, tenant_id, run_id, attempt, node, tool, sent_time
 )
 INSERT INTO usage_units (call_id, tenant_id, run_id, attempt, grant_id, account_id, kind, node,
-    invocation_id, state, estimate, actual, rework, occur_time, settle_time)
+    invocation_id, tool, state, estimate, actual, rework, occur_time, settle_time)
 SELECT $4::uuid, tenant_id, run_id, attempt, $5::uuid, $6::text, 'TOOL_CALL', node,
-    invocation_id, 'SETTLED', '{}', '{}', $7::boolean, sent_time, sent_time
+    invocation_id, tool, 'SETTLED', '{}', '{}', $7::boolean, sent_time, sent_time
 FROM sent WHERE $4::uuid IS NOT NULL
 """
 # Allowed by the grant, and then found to be another tool than the granted one.
