@@ -8,13 +8,13 @@ import os
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import asyncpg
 import grpc.aio
 
+from bench.commits import bare_commit_ms
 from bench.connections_site import Running, Site, fill, provider, server, site
 from bench.echo import METHOD, echo_server
 from bench.processes import cpu_seconds, descendants
@@ -31,18 +31,17 @@ CALLERS = 20
 STORM_CALLERS = 80
 ROTATION_CALLERS = 4
 COLD = 300
+#: Calls of one caller in a round.
+ALONE = 150
 # As many ids of connections as a token of bearable length names.
 TOKEN_NAMES = 100
 
 
 def measure(report: Report, long: bool) -> None:
-    repeats, calls = (5, 4000) if long else (3, 1500)
-    with echo_server() as address:
-        echo = asyncio.run(_echo(address, repeats, calls))
-    report.add(AREA, f"grpc.aio echo, {CALLERS} callers (the limit)", "calls/s", echo.rates)
+    rounds, calls = (16, 1000) if long else (8, 600)
     with provider() as oauth, site(oauth) as where:
-        with server(where, "k1") as running:
-            asyncio.run(_warm(report, running, repeats, calls, echo))
+        with echo_server() as address, server(where, "k1") as running:
+            echo = asyncio.run(_warm(report, running, address, rounds, calls))
             asyncio.run(_storm(report, running, oauth))
         ids = asyncio.run(fill(where.database_url, KeyRing("k1", where.ring), COLD))
         with server(where, "k1") as running:
@@ -50,37 +49,29 @@ def measure(report: Report, long: bool) -> None:
         asyncio.run(_rotation(report, where, 1_000_000 if long else 100_000))
 
 
-@dataclass(frozen=True)
-class Echo:
-    """The bare RPC, as often and by as many callers as the leases beside it."""
+@dataclass
+class Side:
+    """One side of a comparison: a call, its server, and what each round of many calls took."""
 
-    rates: Sequence[float]
-    loaded: Sequence[Sequence[float]]
-    alone: Sequence[Sequence[float]]
-    server_us: Sequence[float]
+    one: Callable[[], Awaitable[None]]
+    pid: int
+    rates: list[float] = field(default_factory=list)
+    loaded: list[list[float]] = field(default_factory=list)
+    alone: list[list[float]] = field(default_factory=list)
+    server_us: list[float] = field(default_factory=list)
 
-
-async def _echo(address: str, repeats: int, calls: int) -> Echo:
-    [pid] = [each for each in descendants(os.getpid()) if _is_echo(each)]
-    rates, loaded, alone, server_us = [], [], [], []
-    async with grpc.aio.insecure_channel(address) as channel:
-        call = channel.unary_unary(METHOD)
-
-        async def one() -> None:
-            await call(b"x" * 200)
-
-        await _many(one, 200, CALLERS)
-        for _ in range(repeats):
-            begun, spent = time.perf_counter(), cpu_seconds(pid)
-            loaded.append(await _many(one, calls, CALLERS))
-            rates.append(calls / (time.perf_counter() - begun))
-            server_us.append((cpu_seconds(pid) - spent) / calls * 1e6)
-            alone.append(await _many(one, 500, 1))
-    return Echo(rates, loaded, alone, server_us)
+    async def round(self, calls: int) -> None:
+        begun, spent = time.perf_counter(), cpu_seconds(self.pid)
+        self.loaded.append(await _many(self.one, calls, CALLERS))
+        self.rates.append(calls / (time.perf_counter() - begun))
+        self.server_us.append((cpu_seconds(self.pid) - spent) / calls * 1e6)
+        self.alone.append(await _many(self.one, ALONE, 1))
 
 
-def _is_echo(pid: int) -> bool:
-    return b"bench.echo" in Path(f"/proc/{pid}/cmdline").read_bytes()
+def _echo_pid() -> int:
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(os.getpid())}
+    [pid] = [pid for pid, command in commands.items() if b"bench.echo" in command]
+    return pid
 
 
 async def _many(one: Callable[[], Awaitable[None]], calls: int, callers: int) -> list[float]:
@@ -97,44 +88,56 @@ async def _many(one: Callable[[], Awaitable[None]], calls: int, callers: int) ->
     return taken
 
 
-async def _warm(report: Report, running: Running, repeats: int, calls: int, echo: Echo) -> None:
-    """Leases of a connection that was leased before: everything that is remembered is."""
+async def _warm(report: Report, running: Running, address: str, rounds: int, calls: int) -> Side:
+    """Leases of a connection that was leased before: everything that is remembered is.
+
+    In turns with the echo, since the machine's own speed drifts; returns the echo's side.
+    """
     async with running.channel(running.user_token()) as channel:
         request = messages.CreateConnectionRequest(request_id=new_id(), provider="api_key")
         request.secret.api_key.key = "k" * 40
         request.settings["allowed_origins"] = ["https://api.example.com"]
         stub = stubs.ConnectionsServiceStub(channel)
         connection_id = (await stub.CreateConnection(request)).connection.connection_id
-    rates, loaded, alone, server_us = [], [], [], []
-    async with running.channel(running.run_token(connection_id)) as channel:
+    commits: list[float] = []
+    async with (
+        running.channel(running.run_token(connection_id)) as channel,
+        grpc.aio.insecure_channel(address) as bare,
+    ):
+        call = bare.unary_unary(METHOD)
+
+        async def one_echo() -> None:
+            await call(b"x" * 200)
+
         stub = stubs.ConnectionsServiceStub(channel)
-        one = partial(_lease, stub, connection_id)
-        await _many(one, 400, CALLERS)
-        for _ in range(repeats):
-            begun, spent = time.perf_counter(), cpu_seconds(running.pid)
-            loaded.append(await _many(one, calls, CALLERS))
-            rates.append(calls / (time.perf_counter() - begun))
-            server_us.append((cpu_seconds(running.pid) - spent) / calls * 1e6)
-            alone.append(await _many(one, 500, 1))
-    query = [await _query_ms(running.site.database_url) for _ in range(repeats)]
+        ours = Side(partial(_lease, stub, connection_id), running.pid)
+        echo = Side(one_echo, _echo_pid())
+        for side in (ours, echo):
+            await _many(side.one, 400, CALLERS)
+        for _ in range(rounds):
+            await echo.round(calls)
+            await ours.round(calls)
+            commits.append(await bare_commit_ms(running.site.database_url, ALONE))
     add = partial(report.add, AREA)
     many = f"{CALLERS} callers"
-    add(f"warm leases, {many}", "leases/s", rates, peer="echo", peer_values=echo.rates)
+    add(f"grpc.aio echo, {many} (the limit)", "calls/s", echo.rates)
+    add(f"warm leases, {many}", "leases/s", ours.rates, peer="echo", peer_values=echo.rates)
     name = f"warm lease, {many}: the server's CPU"
-    add(name, "µs", server_us, peer="echo's server", peer_values=echo.server_us)
+    add(name, "µs", ours.server_us, peer="echo's server", peer_values=echo.server_us)
     name = "warm lease p50, one caller"
-    medians = _percentiles(alone, 50)
+    medians = _percentiles(ours.alone, 50)
     add(name, "ms", medians, peer="echo", peer_values=_percentiles(echo.alone, 50))
-    add(name, "ms", medians, peer="the bare commit of one row", peer_values=query)
-    for name, ours, theirs in (
-        ("warm lease p99, one caller", alone, echo.alone),
-        (f"warm lease p99, {many}", loaded, echo.loaded),
+    add(name, "ms", medians, peer="the bare commit of one row", peer_values=commits)
+    for name, leases, calls_ms in (
+        ("warm lease p99, one caller", ours.alone, echo.alone),
+        (f"warm lease p99, {many}", ours.loaded, echo.loaded),
     ):
-        values, peers = _percentiles(ours, 99), _percentiles(theirs, 99)
+        values, peers = _percentiles(leases, 99), _percentiles(calls_ms, 99)
         add(name, "ms", values, peer="echo", peer_values=peers)
+    return echo
 
 
-async def _cold(report: Report, running: Running, ids: Sequence[str], echo: Echo) -> None:
+async def _cold(report: Report, running: Running, ids: Sequence[str], echo: Side) -> None:
     """The first lease of each connection by a server that has just started: it has no connection
     to PostgreSQL, no token, no row and no plan of a statement from before."""
     taken = []
@@ -161,18 +164,6 @@ async def _lease(stub: stubs.ConnectionsServiceStub, connection_id: str) -> None
 
 def _percentiles(samples: Sequence[Sequence[float]], percent: int) -> list[float]:
     return [statistics.quantiles(each, n=100)[percent - 1] for each in samples]
-
-
-async def _query_ms(url: str) -> float:
-    connection = await asyncpg.connect(url)
-    await connection.execute("CREATE TABLE IF NOT EXISTS public.bare (id bigint)")
-    taken = []
-    for number in range(300):
-        begun = time.perf_counter()
-        await connection.execute("INSERT INTO public.bare VALUES ($1)", number)
-        taken.append((time.perf_counter() - begun) * 1000)
-    await connection.close()
-    return statistics.median(taken)
 
 
 async def _storm(report: Report, running: Running, oauth: str) -> None:

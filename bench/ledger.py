@@ -24,6 +24,7 @@ from typing import Any
 import grpc.aio
 import jwt
 
+from bench.commits import bare_commit_ms
 from bench.echo import echo_rate, echo_server
 from bench.embedded import database
 from bench.ledger_peers import bare_inserts, naive_charges, pgbench
@@ -180,9 +181,9 @@ async def _singles(
     long: bool,
 ) -> list[float]:
     """Calls of one unit each; beside them, in turns, the echo of a message as large."""
-    calls = 600 if callers == 1 else 3_000
+    calls = 200 if callers == 1 else 1_500
     share, size = calls // callers, pb.RecordUsageRequest(units=_units(account_id, 1)).ByteSize()
-    limits, rates, latencies_ms, cpu_us = [], [], [], []
+    limits, rates, latencies_ms, cpu_us, commits_ms = [], [], [], [], []
 
     async def caller(units: Sequence[usage_pb2.UsageUnit]) -> None:
         for unit in units:
@@ -190,19 +191,26 @@ async def _singles(
             await ledger.record([unit])
             latencies_ms.append((time.perf_counter() - started) * 1000)
 
-    for _ in range(5 if long else 3):
+    for _ in range(12 if long else 6):
         limits.append(await echo_rate(echo, calls, callers, request_bytes=size))
         work = [_units(account_id, share) for _ in range(callers)]
         started, used = time.perf_counter(), running.cpu_seconds()
         await asyncio.gather(*(caller(units) for units in work))
         rates.append(share * callers / (time.perf_counter() - started))
         cpu_us.append((running.cpu_seconds() - used) / (share * callers) * 1e6)
+        if callers == 1:
+            commits_ms.append(await bare_commit_ms(running.url, calls))
     name = f"RecordUsage, one unit, {callers} callers"
     report.add(AREA, name, "calls/s", rates, peer="grpc.aio echo", peer_values=limits)
     latencies_ms.sort()
     for percent in (50, 99):
         value = latencies_ms[min(len(latencies_ms) - 1, len(latencies_ms) * percent // 100)]
         report.add(AREA, f"{name}, p{percent}", "ms", [value])
+        if percent == 50 and commits_ms:
+            peer = "the bare commit of one row"
+            report.add(
+                AREA, f"{name}, p{percent}", "ms", [value], peer=peer, peer_values=commits_ms
+            )
     report.add(AREA, f"{name}, CPU of the server", "µs/call", cpu_us)
     return rates
 
