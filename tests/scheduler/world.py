@@ -9,6 +9,7 @@ from typing import Any
 from google.protobuf.json_format import ParseDict
 
 from cogni.scheduler.v1 import schedule_pb2
+from cogni.scheduler.v1 import scheduler_service_pb2 as pb
 from services.runtime.caller import Caller, CallerKind
 from services.runtime.database import Database
 from services.runtime.ids import new_id
@@ -30,10 +31,12 @@ from services.scheduler.use_cases.triggering import ManualTriggers
 from services.scheduler.use_cases.upkeep import Canceller, Sweeper
 from tests.scheduler.fake_executor import FakeExecutor
 
-ALICE = Caller(CallerKind.USER, "alice", "acme", frozenset({"schedules:read", "schedules:write"}))
+SCOPES = ("schedules:read", "schedules:write")
+ALICE = Caller(CallerKind.USER, "alice", "acme", frozenset(SCOPES))
 EVERY_MINUTE: dict[str, Any] = {"cron": {"expressions": ["* * * * *"]}}
 # Wide enough apart that a machine that stalls for minutes makes no second slot due.
 HOURLY: dict[str, Any] = {"cron": {"expressions": ["0 * * * *"]}}
+ONE_SHOT: dict[str, Any] = {"interval": {"every": "86400s"}}
 
 
 @dataclass
@@ -142,3 +145,15 @@ class World:
             assert await follower._handle(batch)
             if int(batch.cursor) >= len(log):
                 return
+
+
+def create_request(world: World, **changes: Any) -> pb.CreateScheduleRequest:
+    """A request that is right, under a new request_id; keyword arguments replace its fields."""
+    schedule = {
+        "display_name": "nightly",
+        "spec": {"cron": {"expressions": ["0 9 * * MON-FRI"]}, "time_zone": "Europe/Berlin"},
+        "run": {"graph_id": "digest", "grant_id": world.executor.grant(), "input": {"a": [1, 2.5]}},
+        **changes,
+    }
+    message = {"request_id": new_id(), "schedule": schedule}
+    return ParseDict(message, pb.CreateScheduleRequest())
