@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
-import ipaddress
 import itertools
-import socket
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from services.runtime.drain import Drain, stream_drained
 from services.runtime.health import Health
 from services.runtime.loops import Loops
-from services.runtime.port import ListenError, reserve
-from services.runtime.settings import SettingsError, TelemetrySettings, TlsSettings
+from services.runtime.settings import TelemetrySettings
 from services.runtime.telemetry import start_telemetry
-from services.runtime.tls import channel_credentials, server_credentials
 from tests.plugins.calls import feed, refusal_of, refused, watch
 from tests.plugins.identities import Identities
 from tests.plugins.pets import (
@@ -282,148 +271,3 @@ async def test_a_loop_waiting_to_start_again_is_not_serving() -> None:
 
     assert health.state("loop.broken") == NOT_SERVING
     await loops.stop()
-
-
-@pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("reuse", [True, False])
-def test_a_used_port_is_reported_even_when_its_owner_shares_it(shared: bool, reuse: bool) -> None:
-    with socket.socket() as owner:
-        if reuse:
-            owner.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        owner.bind(("127.0.0.1", 0))
-        owner.listen(1)
-        address = f"127.0.0.1:{owner.getsockname()[1]}"
-
-        with (
-            pytest.raises(ListenError, match=f"Cannot listen on {address}: address already in use"),
-            reserve(address, shared=shared),
-        ):
-            pass
-
-
-def test_a_reserved_port_can_be_shared_by_children_and_nobody_else() -> None:
-    with reserve("127.0.0.1:0", shared=True) as place, socket.socket() as child:
-        assert place.port > 0
-        child.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        child.bind((place.host, place.port))
-        child.listen(1)
-        with pytest.raises(ListenError), reserve(str(place), shared=False):
-            pass
-
-
-@pytest.mark.parametrize("address", ["localhost", "127.0.0.1:99999", ":50051", "nowhere.invalid:1"])
-def test_a_malformed_address_is_told_in_a_sentence(address: str) -> None:
-    with pytest.raises(ListenError, match=r"\.$"), reserve(address, shared=False):
-        pass
-
-
-class Authority:
-    """A certificate authority of one test."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        self._folder = folder
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
-        certificate = self._certificate(self._name, self._key, is_authority=True)
-        self.file = folder / "ca.pem"
-        self.file.write_bytes(certificate.public_bytes(Encoding.PEM))
-
-    def issue(self, name: str) -> tuple[Path, Path]:
-        """Files of a certificate for 127.0.0.1 and its key."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        certificate = self._certificate(subject, key, is_authority=False)
-        certificate_file = self._folder / f"{name}.pem"
-        key_file = self._folder / f"{name}.key"
-        certificate_file.write_bytes(certificate.public_bytes(Encoding.PEM))
-        key_file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-        return certificate_file, key_file
-
-    def _certificate(self, subject: x509.Name, key: Any, *, is_authority: bool) -> Any:
-        now = datetime.datetime.now(datetime.UTC)
-        address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(minutes=1))
-            .not_valid_after(now + datetime.timedelta(hours=1))
-            .add_extension(x509.BasicConstraints(is_authority, None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-            .sign(self._key, hashes.SHA256())
-        )
-
-
-async def health_over(address: str, credentials: grpc.ChannelCredentials) -> int:
-    options = [("grpc.use_local_subchannel_pool", 1)]
-    async with grpc.aio.secure_channel(address, credentials, options=options) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=WAIT_SECONDS)
-        return int(answer.status)
-
-
-async def test_mutual_tls_admits_only_clients_with_a_certificate(
-    serve_service: ServeService, tmp_path: Path
-) -> None:
-    authority = Authority(tmp_path)
-    certificate, key = authority.issue("server")
-    own_certificate, own_key = authority.issue("client")
-    served = await serve_service(
-        "ledger",
-        pet_application(UnbuiltPets()),
-        tls_cert_file=certificate,
-        tls_key_file=key,
-        tls_client_ca_file=authority.file,
-    )
-    known = channel_credentials(
-        TlsSettings(tls_ca_file=authority.file, tls_cert_file=own_certificate, tls_key_file=own_key)
-    )
-    nameless = channel_credentials(TlsSettings(tls_ca_file=authority.file))
-    assert known is not None
-    assert nameless is not None
-
-    assert await health_over(served.address, known) == SERVING
-    with pytest.raises(grpc.aio.AioRpcError) as refusal:
-        await health_over(served.address, nameless)
-    assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
-
-
-async def test_a_new_certificate_is_used_for_new_connections_without_a_restart(
-    serve_service: ServeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    before, after = (Authority(tmp_path / name) for name in ("before", "after"))
-    certificate, key = before.issue("server")
-    new_certificate, new_key = after.issue("server")
-    served = await serve_service(
-        "ledger",
-        pet_application(UnbuiltPets()),
-        tls_cert_file=certificate,
-        tls_key_file=key,
-    )
-    old_trust = channel_credentials(TlsSettings(tls_ca_file=before.file))
-    new_trust = channel_credentials(TlsSettings(tls_ca_file=after.file))
-    assert old_trust is not None
-    assert new_trust is not None
-    assert await health_over(served.address, old_trust) == SERVING
-
-    certificate.write_bytes(new_certificate.read_bytes())
-    assert await health_over(served.address, old_trust) == SERVING
-    assert "stays in force" in caplog.text
-    key.write_bytes(new_key.read_bytes())
-
-    assert await health_over(served.address, new_trust) == SERVING
-
-
-@pytest.mark.parametrize("wrong", ["another's key", "no key"])
-def test_a_certificate_without_its_key_is_told_in_a_sentence(tmp_path: Path, wrong: str) -> None:
-    authority = Authority(tmp_path)
-    certificate, _ = authority.issue("server")
-    _, key = authority.issue("other")
-    if wrong == "no key":
-        key.write_text("nothing")
-
-    with pytest.raises(SettingsError, match="COGNI_TLS_KEY_FILE"):
-        server_credentials(TlsSettings(tls_cert_file=certificate, tls_key_file=key))
