@@ -1,4 +1,4 @@
-"""What the runtime's tests of tokens share: a clock, claims, and how a verifier refuses."""
+"""What the runtime's tests share: a caller of pets; a clock, claims and refusals of tokens."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ import pytest
 
 from services.runtime.errors import ErrorKind, ServiceError
 from services.runtime.tokens import TokenVerifier
+from tests.plugins.identities import Identities
+
+
+@pytest.fixture
+def user(identities: Identities) -> str:
+    """The token of a person who may feed pets and watch them."""
+    return identities.user_token(scopes={"pets:read", "pets:write"})
 
 
 class Clock:

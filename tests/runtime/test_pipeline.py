@@ -27,7 +27,6 @@ from services.runtime.validation import required, text
 from tests.plugins.calls import feed, refused, watch
 from tests.plugins.identities import Identities
 from tests.plugins.pets import (
-    SERVICE,
     FeedPetRequest,
     FeedPetResponse,
     UnbuiltPets,
@@ -73,11 +72,6 @@ class Pets(UnbuiltPets):
             self.closed.set()
         if self.error is not None:
             raise self.error
-
-
-@pytest.fixture
-def user(identities: Identities) -> str:
-    return identities.user_token(scopes={"pets:read", "pets:write"})
 
 
 async def test_a_unary_call_runs_as_its_caller(serve_service: ServeService, user: str) -> None:
@@ -400,10 +394,3 @@ async def test_across_tenants_only_where_the_table_says_so(
         grpc.StatusCode.PERMISSION_DENIED,
         "CALLER_NOT_ALLOWED",
     )
-
-
-def test_a_server_whose_access_table_misses_an_rpc_does_not_start() -> None:
-    application = pet_application(Pets(), access={})
-
-    with pytest.raises(Exception, match=f"/{SERVICE}/FeedPet has no access entry"):
-        application.check()

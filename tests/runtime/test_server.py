@@ -19,7 +19,6 @@ from services.runtime.loops import Loops
 from services.runtime.settings import TelemetrySettings
 from services.runtime.telemetry import start_telemetry
 from tests.plugins.calls import feed, refusal_of, refused, watch
-from tests.plugins.identities import Identities
 from tests.plugins.pets import (
     SERVICE,
     FeedPetRequest,
@@ -54,11 +53,6 @@ class Pets(UnbuiltPets):
         await self.drain.draining.wait()
         yield FeedPetResponse(name="resume here")
         raise stream_drained()
-
-
-@pytest.fixture
-def user(identities: Identities) -> str:
-    return identities.user_token(scopes={"pets:read", "pets:write"})
 
 
 async def check(served: Served, name: str) -> int:
@@ -271,3 +265,10 @@ async def test_a_loop_waiting_to_start_again_is_not_serving() -> None:
 
     assert health.state("loop.broken") == NOT_SERVING
     await loops.stop()
+
+
+def test_a_server_whose_access_table_misses_an_rpc_does_not_start() -> None:
+    application = pet_application(UnbuiltPets(), access={})
+
+    with pytest.raises(Exception, match=f"/{SERVICE}/FeedPet has no access entry"):
+        application.check()
