@@ -1,17 +1,23 @@
-"""What tests of Connections share: keys, a scripted provider, use cases on a real database."""
+"""What tests of Connections share: keys, a scripted provider, use cases, a server, a database."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 
+from cogni.connections.v1 import connection_pb2, credential_pb2
+from cogni.connections.v1 import connections_service_pb2 as messages
+from cogni.connections.v1 import connections_service_pb2_grpc as stubs
 from cogni.egress_rules import EgressRules
+from services.connections.composition import Choices, compose
 from services.connections.connection import Connection
 from services.connections.connection_requests import CreateWanted
 from services.connections.credential import BearerCredential
@@ -35,14 +41,20 @@ from services.connections.use_cases.sealed import Vault
 from services.connections.use_cases.sessions import Sessions
 from services.runtime.caller import Caller, CallerKind, RunClaims
 from services.runtime.database import Database
+from services.runtime.drain import Drain
 from services.runtime.ids import new_id
+from services.standalone import pds
 from tests.databases import DatabaseFactory
+from tests.plugins.identities import Identities
+from tests.plugins.serving import Served, ServeService
 
 # A busy machine is no defect: pytest's own timeout bounds each test.
 hypothesis.settings.register_profile("unhurried", deadline=None)
 hypothesis.settings.load_profile("unhurried")
 
 CANARY = "CANARY-5d1f-secret"
+PASSWORD = f"{CANARY}-app-password"
+ADMIN = ("connections:read", "connections:write", "connections:admin")
 
 Script = Callable[[Material], Session | Exception]
 
@@ -213,3 +225,99 @@ def make_world(
 async def world(database: DatabaseFactory, key_ring: KeyRing) -> World:
     """One process on a database of its own."""
     return make_world(await database("connections"), key_ring)
+
+
+@pytest.fixture
+def at_server(tmp_path: Path) -> Iterator[str]:
+    """host:port of an AT Protocol server with the account ann.test."""
+    server = pds.serve(0, tmp_path / "pds.json", "ann.test", PASSWORD)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
+    thread.start()
+    yield f"127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@dataclass
+class Service:
+    """A running server and those who call it."""
+
+    served: Served
+    database: Database
+    identities: Identities
+    at_server: str
+
+    def stub(self, token: str | None) -> stubs.ConnectionsServiceStub:
+        return stubs.ConnectionsServiceStub(self.served.channel(token))
+
+    def user(self, subject: str = "ann", tenant: str = "t1", scopes: Any = ADMIN) -> Any:
+        return self.stub(self.identities.user_token(tenant, subject, scopes))
+
+    def run(self, *connection_ids: str, **claims: Any) -> Any:
+        made = self.identities.run_claims(
+            claims.pop("tenant", "t1"), connection_ids=connection_ids, **claims
+        )
+        return self.stub(self.identities.run_token(made))
+
+    def executor(self) -> Any:
+        return self.stub(self.identities.service_token("executor", "connections", "t1"))
+
+    def bluesky(self, **changes: Any) -> messages.CreateConnectionRequest:
+        request = messages.CreateConnectionRequest(
+            request_id=new_id(),
+            provider="bluesky",
+            secret=credential_pb2.ConnectionSecret(
+                app_password=credential_pb2.AppPasswordSecret(
+                    identifier="@ann.test", password=PASSWORD
+                )
+            ),
+        )
+        request.settings["service_url"] = f"http://{self.at_server}"
+        request.MergeFrom(messages.CreateConnectionRequest(**changes))
+        return request
+
+
+@pytest.fixture
+async def service(
+    database: DatabaseFactory,
+    serve_service: ServeService,
+    identities: Identities,
+    key_ring: KeyRing,
+    at_server: str,
+) -> AsyncIterator[Service]:
+    """A server of this test alone, which may call the AT Protocol server."""
+    db = await database("connections")
+    drain = Drain()
+    parts = compose(db, key_ring, Choices(EgressRules.parse(at_server)), drain)
+    served = await serve_service("connections", parts.application, drain=drain)
+    yield Service(served, db, identities, at_server)
+    await parts.close()
+
+
+@pytest.fixture
+async def bluesky(service: Service) -> connection_pb2.Connection:
+    """A connection of ann's, signed in."""
+    made = await service.user().CreateConnection(service.bluesky())
+    return made.connection  # type: ignore[no-any-return]
+
+
+def lease_request(connection_id: str, **changes: Any) -> messages.LeaseCredentialRequest:
+    """What one invocation asks for; keyword arguments replace its fields."""
+    request = messages.LeaseCredentialRequest(
+        connection_id=connection_id, invocation_id="inv-1", tool="post_to_bluesky"
+    )
+    request.MergeFrom(messages.LeaseCredentialRequest(**changes))
+    return request
+
+
+def update_request(made: connection_pb2.Connection, *paths: str, **changes: Any) -> Any:
+    """A change of a connection; without paths it has no mask."""
+    request = messages.UpdateConnectionRequest()
+    request.connection.connection_id = made.connection_id
+    request.connection.MergeFrom(connection_pb2.Connection(**changes))
+    if paths:
+        request.update_mask.paths.extend(paths)
+    return request

@@ -9,11 +9,8 @@ from google.rpc import error_details_pb2
 
 from cogni.connections.v1 import connections_service_pb2 as messages
 from services.runtime.ids import new_id
-from tests.connections.test_server import Service, at_server, service
+from tests.connections.conftest import Service
 from tests.plugins.calls import refused
-
-__all__ = ["at_server", "service"]
-
 
 API = {"allowed_origins": ["https://api.example.com"]}
 OAUTH = {

@@ -3,118 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 
 from cogni.client.access_log import Head, TamperedError, verify_records
-from cogni.connections.v1 import access_record_pb2, connection_pb2, credential_pb2
+from cogni.connections.v1 import access_record_pb2, connection_pb2
 from cogni.connections.v1 import connections_service_pb2 as messages
-from cogni.connections.v1 import connections_service_pb2_grpc as stubs
-from cogni.egress_rules import EgressRules
-from services.connections.composition import Choices, compose
-from services.connections.keyring import KeyRing
-from services.runtime.database import Database
-from services.runtime.drain import Drain
 from services.runtime.ids import new_id
-from services.standalone import pds
-from tests.connections.conftest import CANARY
-from tests.databases import DatabaseFactory
+from tests.connections.conftest import CANARY, Service, lease_request
 from tests.plugins.calls import refused
-from tests.plugins.identities import Identities
-from tests.plugins.serving import Served, ServeService
-
-PASSWORD = f"{CANARY}-app-password"
-ADMIN = ("connections:read", "connections:write", "connections:admin")
-
-
-@pytest.fixture
-def at_server(tmp_path: Path) -> Iterator[str]:
-    """host:port of an AT Protocol server with the account ann.test."""
-    server = pds.serve(0, tmp_path / "pds.json", "ann.test", PASSWORD)
-    thread = threading.Thread(
-        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
-    )
-    thread.start()
-    yield f"127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-@dataclass
-class Service:
-    """A running server and those who call it."""
-
-    served: Served
-    database: Database
-    identities: Identities
-    at_server: str
-
-    def stub(self, token: str | None) -> stubs.ConnectionsServiceStub:
-        return stubs.ConnectionsServiceStub(self.served.channel(token))
-
-    def user(self, subject: str = "ann", tenant: str = "t1", scopes: Any = ADMIN) -> Any:
-        return self.stub(self.identities.user_token(tenant, subject, scopes))
-
-    def run(self, *connection_ids: str, **claims: Any) -> Any:
-        made = self.identities.run_claims(
-            claims.pop("tenant", "t1"), connection_ids=connection_ids, **claims
-        )
-        return self.stub(self.identities.run_token(made))
-
-    def executor(self) -> Any:
-        return self.stub(self.identities.service_token("executor", "connections", "t1"))
-
-    def bluesky(self, **changes: Any) -> messages.CreateConnectionRequest:
-        request = messages.CreateConnectionRequest(
-            request_id=new_id(),
-            provider="bluesky",
-            secret=credential_pb2.ConnectionSecret(
-                app_password=credential_pb2.AppPasswordSecret(
-                    identifier="@ann.test", password=PASSWORD
-                )
-            ),
-        )
-        request.settings["service_url"] = f"http://{self.at_server}"
-        request.MergeFrom(messages.CreateConnectionRequest(**changes))
-        return request
-
-
-@pytest.fixture
-async def service(
-    database: DatabaseFactory,
-    serve_service: ServeService,
-    identities: Identities,
-    key_ring: KeyRing,
-    at_server: str,
-) -> AsyncIterator[Service]:
-    db = await database("connections")
-    drain = Drain()
-    parts = compose(db, key_ring, Choices(EgressRules.parse(at_server)), drain)
-    served = await serve_service("connections", parts.application, drain=drain)
-    yield Service(served, db, identities, at_server)
-    await parts.close()
-
-
-@pytest.fixture
-async def bluesky(service: Service) -> connection_pb2.Connection:
-    """A connection of ann's, signed in."""
-    made = await service.user().CreateConnection(service.bluesky())
-    return made.connection  # type: ignore[no-any-return]
-
-
-def lease_request(connection_id: str, **changes: Any) -> messages.LeaseCredentialRequest:
-    request = messages.LeaseCredentialRequest(
-        connection_id=connection_id, invocation_id="inv-1", tool="post_to_bluesky"
-    )
-    request.MergeFrom(messages.LeaseCredentialRequest(**changes))
-    return request
 
 
 async def test_an_account_is_connected_leased_revoked_and_every_step_is_on_record(
@@ -336,68 +234,6 @@ async def test_the_log_that_callers_read_is_verified_by_whoever_reads_it(
             verify_records(records[:2], kept=kept)
 
 
-def update(made: connection_pb2.Connection, *paths: str, **changes: Any) -> Any:
-    request = messages.UpdateConnectionRequest()
-    request.connection.connection_id = made.connection_id
-    request.connection.MergeFrom(connection_pb2.Connection(**changes))
-    if paths:
-        request.update_mask.paths.extend(paths)
-    return request
-
-
-async def test_an_update_changes_what_its_mask_names_and_moves_the_etag(
-    service: Service, bluesky: connection_pb2.Connection
-) -> None:
-    request = update(
-        bluesky, "display_name", "labels", display_name="New", labels={"a": "b"}, owner="eve"
-    )
-    changed = (await service.user().UpdateConnection(request)).connection
-    assert (changed.display_name, dict(changed.labels)) == ("New", {"a": "b"})
-    assert changed.owner == "ann"
-    assert changed.etag != bluesky.etag
-
-    stale = update(bluesky, "display_name", display_name="Late", etag=bluesky.etag)
-    assert (await refused(service.user().UpdateConnection(stale))).reason == "ETAG_MISMATCH"
-
-
-async def test_where_the_secret_goes_changes_only_with_the_secret(
-    service: Service, bluesky: connection_pb2.Connection
-) -> None:
-    request = update(bluesky, "settings")
-    request.connection.settings["service_url"] = "https://evil.example.com"
-    refusal = await refused(service.user().UpdateConnection(request))
-    assert "give the secret again" in refusal.message
-
-
-async def test_consents_are_the_owners_alone_to_give(
-    service: Service, bluesky: connection_pb2.Connection
-) -> None:
-    request = update(bluesky, "consents", consents=[connection_pb2.Consent(subject="bea")])
-    refusal = await refused(service.user("admin").UpdateConnection(request))
-    assert refusal.reason == "NOT_OWNER"
-    changed = (await service.user().UpdateConnection(request)).connection
-    assert [consent.subject for consent in changed.consents] == ["bea"]
-    cleared = (await service.user().UpdateConnection(update(bluesky, "consents"))).connection
-    assert not cleared.consents
-
-
-async def test_a_new_secret_is_tried_and_replaces_secret_and_session(
-    service: Service, bluesky: connection_pb2.Connection
-) -> None:
-    request = update(bluesky)
-    request.secret.app_password.identifier = "ann.test"
-    request.secret.app_password.password = "wrong"
-    assert (await refused(service.user().UpdateConnection(request))).reason == (
-        "CREDENTIAL_REJECTED"
-    )
-    request.secret.app_password.password = PASSWORD
-    await service.user().UpdateConnection(request)
-    lease = await service.run(bluesky.connection_id).LeaseCredential(
-        lease_request(bluesky.connection_id)
-    )
-    assert lease.credential.bluesky_session.did == bluesky.account.id
-
-
 async def test_a_connection_is_tried_out_at_its_provider(
     service: Service, bluesky: connection_pb2.Connection
 ) -> None:
@@ -420,49 +256,3 @@ async def test_a_fresh_credential_is_renewed_only_by_force(
     answer = await service.user().RefreshConnection(request)
     assert answer.refreshed
     assert answer.connection.HasField("last_refresh_time")
-
-
-async def test_watchers_see_what_exists_and_then_every_change_and_can_resume(
-    service: Service, bluesky: connection_pb2.Connection
-) -> None:
-    stream = service.user().WatchConnections(messages.WatchConnectionsRequest())
-    snapshot = await anext(aiter(stream))
-    assert [c.connection.connection_id for c in snapshot.changes] == [bluesky.connection_id]
-    begin = await anext(aiter(stream))
-    assert begin.cursor
-
-    await service.user().UpdateConnection(update(bluesky, "display_name", display_name="X"))
-    news = await anext(aiter(stream))
-    # Transactions of other tests hold a stream back: what the snapshot told may come once more.
-    while [c.connection.display_name for c in news.changes] != ["X"]:
-        assert {c.connection.connection_id for c in news.changes} <= {bluesky.connection_id}
-        news = await anext(aiter(stream))
-    stream.cancel()
-
-    await service.user().DeleteConnection(
-        messages.DeleteConnectionRequest(connection_id=bluesky.connection_id)
-    )
-    resumed = service.user().WatchConnections(messages.WatchConnectionsRequest(cursor=news.cursor))
-    gone = await anext(aiter(resumed))
-    assert [(c.connection.connection_id, c.deleted) for c in gone.changes] == [
-        (bluesky.connection_id, True)
-    ]
-    resumed.cancel()
-
-
-async def test_a_stopping_server_ends_watches_with_a_place_to_resume(service: Service) -> None:
-    stream = service.user().WatchConnections(messages.WatchConnectionsRequest())
-    await anext(aiter(stream))
-    service.served.drain.begin()
-    message = await anext(aiter(stream))
-    while not message.resume:
-        message = await anext(aiter(stream))
-    assert message.cursor
-    with pytest.raises(grpc.aio.AioRpcError) as ended:
-        await anext(aiter(stream))
-    assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
-
-
-async def test_a_foreign_cursor_is_refused(service: Service) -> None:
-    request = messages.WatchConnectionsRequest(cursor="bm9uc2Vuc2U=")
-    assert (await refused(service.user().WatchConnections(request))).reason == "CURSOR_INVALID"

@@ -13,7 +13,7 @@ from services.connections.composition import Choices, compose
 from services.connections.keyring import KeyRing
 from services.runtime.drain import Drain
 from services.runtime.ids import new_id
-from tests.connections.test_server import Service
+from tests.connections.conftest import Service
 from tests.databases import DatabaseFactory
 from tests.plugins.calls import refused
 from tests.plugins.identities import Identities
