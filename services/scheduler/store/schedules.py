@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +14,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.scheduler.schedules import (
     CatchUpMode,
     NextFiring,
-    RunTemplate,
     Schedule,
     ScheduleState,
     Settings,
     StateReason,
 )
-from services.scheduler.store.rows import run_json, schedule_of, spec_json
+from services.scheduler.store import run_templates
+from services.scheduler.store.rows import schedule_of, spec_json
 
 _COLUMNS = """
     s.schedule_id, s.tenant_id, s.display_name, s.description,
@@ -137,24 +136,6 @@ async def now(tx: AsyncConnection) -> datetime:
     return moment
 
 
-def template_digest(run: RunTemplate) -> bytes:
-    """What names a frozen run template."""
-    return hashlib.sha256(run_json(run).encode()).digest()
-
-
-async def keep_template(tx: AsyncConnection, tenant_id: str, run: RunTemplate) -> bytes:
-    """Keep a run template under its digest, for ever, and return the digest."""
-    digest = template_digest(run)
-    await tx.execute(
-        text(
-            "INSERT INTO run_templates (tenant_id, digest, template) "
-            "VALUES (:tenant_id, :digest, CAST(:template AS json)) ON CONFLICT DO NOTHING"
-        ),
-        {"tenant_id": tenant_id, "digest": digest, "template": run_json(run)},
-    )
-    return digest
-
-
 async def insert(
     tx: AsyncConnection,
     *,
@@ -170,7 +151,7 @@ async def insert(
     moment: datetime,
 ) -> bool:
     """Keep a new schedule; False when the request_id was used before."""
-    digest = await keep_template(tx, tenant_id, settings.run)
+    digest = await run_templates.keep(tx, tenant_id, settings.run)
     result = await tx.execute(
         _INSERT,
         {
@@ -259,7 +240,7 @@ async def list_page(
 
 async def update_settings(tx: AsyncConnection, schedule: Schedule, settings: Settings) -> None:
     """Replace what a person decided about a locked schedule, and change its etag."""
-    digest = await keep_template(tx, schedule.tenant_id, settings.run)
+    digest = await run_templates.keep(tx, schedule.tenant_id, settings.run)
     await tx.execute(
         _UPDATE,
         {

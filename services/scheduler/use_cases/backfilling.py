@@ -52,7 +52,7 @@ from services.scheduler.slot_records import (
 )
 from services.scheduler.slots import Slots
 from services.scheduler.specs import Spec
-from services.scheduler.store import backfills, changes, schedules, slots, streams
+from services.scheduler.store import backfills, changes, run_templates, schedules, slots, streams
 from services.scheduler.use_cases.dispatch import owe_cancellations, owe_starts
 
 STEPS_AT_ONCE = 20
@@ -126,7 +126,7 @@ class Backfills:
             content_hash=content_hash,
             order=order,
             spec=schedule.settings.spec,
-            run_digest=await schedules.keep_template(tx, caller.tenant_id, schedule.settings.run),
+            run_digest=await run_templates.keep(tx, caller.tenant_id, schedule.settings.run),
             total_count=len(times),
             creator=caller.owner,
         )

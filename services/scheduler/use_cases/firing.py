@@ -28,7 +28,7 @@ from services.scheduler.slot_records import (
     SlotReason,
     SlotState,
 )
-from services.scheduler.store import changes, schedules, slots
+from services.scheduler.store import changes, run_templates, schedules, slots
 from services.scheduler.use_cases.dispatch import owe_cancellations, owe_starts
 from services.scheduler.zones import tzdata_version
 
@@ -189,7 +189,7 @@ def _draft(schedule: Schedule, slot: PlannedSlot, view: OverlapView) -> tuple[Sl
         reason=decision.reason,
         origin=SlotOrigin.SCHEDULE,
         overlap_policy=policy,
-        run_digest=schedules.template_digest(schedule.settings.run),
+        run_digest=run_templates.digest_of(schedule.settings.run),
         decided=decided,
     )
     return draft, decision

@@ -23,7 +23,7 @@ from services.scheduler.slot_records import (
     SlotRecord,
     SlotState,
 )
-from services.scheduler.store import changes, manual_keys, schedules, slots
+from services.scheduler.store import changes, manual_keys, run_templates, schedules, slots
 from services.scheduler.use_cases.dispatch import owe_cancellations, owe_starts
 
 
@@ -91,7 +91,7 @@ class ManualTriggers:
         moment = await schedules.now(tx)
         # Nominal times of a spec are whole seconds: a fraction keeps the two kinds apart for ever.
         moment += timedelta(microseconds=0 if moment.microsecond else 1)
-        digest = await schedules.keep_template(tx, schedule.tenant_id, schedule.settings.run)
+        digest = await run_templates.keep(tx, schedule.tenant_id, schedule.settings.run)
         while True:
             key = SlotKey(schedule.schedule_id, moment)
             draft = SlotDraft(
