@@ -183,11 +183,16 @@ async def _start_all(client: AsyncClient, grant_id: str) -> list[str]:
 
 async def _kill_at_random(stack: Embedded, dice: random.Random) -> None:
     deadline = time.monotonic() + CHAOS_SECONDS
+    killed: Counter[str] = Counter()
+    waiting: list[str] = []
     while time.monotonic() < deadline:
         await asyncio.sleep(dice.uniform(*PAUSE_SECONDS))
-        victim = dice.choice(VICTIMS)
-        stack.kill(victim)
+        # In rounds, so that each has its turn.
+        waiting = waiting or dice.sample(VICTIMS, len(VICTIMS))
+        victim = waiting.pop()
+        killed[victim] += len(stack.kill(victim))
         sys.stdout.write(f"killed {victim}\n")
+    assert [victim for victim in VICTIMS if not killed[victim]] == []
 
 
 async def _whole_log(client: AsyncClient, run_id: str) -> list[RunEvent]:

@@ -19,8 +19,8 @@ import pytest
 from cogni.cli.__main__ import main
 from cogni.client import AsyncClient
 from services.standalone.demo import tenant
-from tests.e2e.conftest import HANDLE, World
 from tests.e2e.waiting import WAIT_SECONDS_MAX, bill, until
+from tests.e2e.world import HANDLE, World
 
 COMMAND_SECONDS_MAX = 120
 EXIT_REFUSED = 1

@@ -9,8 +9,8 @@ from cogni.executor.v1.executor_service_pb2 import GetRunRequest
 from cogni.executor.v1.run_pb2 import RunState
 from cogni.ledger.v1.ledger_service_pb2 import GetReceiptRequest
 from services.standalone.demo import tenant
-from tests.e2e.conftest import HANDLE, PROMPT_CANARY, World
 from tests.e2e.waiting import bill, model_charges, run_of_slot, tool_charges, whole_log
+from tests.e2e.world import HANDLE, PROMPT_CANARY, World
 
 
 async def test_a_schedule_fires_a_run_that_calls_a_model_posts_and_is_charged_once(

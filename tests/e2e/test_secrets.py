@@ -9,8 +9,8 @@ import pytest
 from cogni.client import AsyncClient
 from services.standalone.demo import tenant
 from tests.canaries import broker, containing, holding_in_memory, tables
-from tests.e2e.conftest import World
 from tests.e2e.waiting import bill, whole_log
+from tests.e2e.world import World
 
 #: Every process that never leases a credential, by words of its command line.
 OTHERS = (

@@ -17,8 +17,8 @@ from cogni.scheduler.v1.scheduler_service_pb2 import (
 from cogni.scheduler.v1.spec_pb2 import CronRecurrence, ScheduleSpec
 from services.standalone.demo import tenant
 from tests.e2e.collector import Seen
-from tests.e2e.conftest import PROMPT_CANARY, World
 from tests.e2e.waiting import bill, run_of_slot, until, whole_log
+from tests.e2e.world import PROMPT_CANARY, World
 
 #: Every link of the chain, as (process, span); the message that starts a run and the one that
 #: wakes a runner are among them.

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from cogni.client import AsyncClient, NotFound
+from cogni.client import AsyncClient, NotFound, Unavailable
 from cogni.executor.v1.run_event_pb2 import RunEvent
 from cogni.ledger.v1.ledger_service_pb2 import GetRunStatementRequest
 from cogni.ledger.v1.statement_pb2 import RunCloseState, RunStatement
@@ -39,11 +39,14 @@ async def whole_log(client: AsyncClient, run_id: str) -> list[RunEvent]:
 
 
 async def run_of_slot(client: AsyncClient, schedule_id: str) -> str:
-    """The run of the schedule's only slot, once it has been started."""
+    """The run of the schedule's only slot, once it has been started; the Scheduler may be away."""
 
     async def look() -> str:
         request = ListSlotsRequest(schedule_id=schedule_id)
-        slots = (await client.scheduler.ListSlots(request)).slots
+        try:
+            slots = (await client.scheduler.ListSlots(request)).slots
+        except Unavailable:
+            return ""
         return next((slot.run_id for slot in slots), "")
 
     return await until("the slot's run", look)
@@ -56,7 +59,7 @@ async def bill(client: AsyncClient, run_id: str, units: int) -> RunStatement:
         try:
             request = GetRunStatementRequest(run_id=run_id)
             found = (await client.ledger.GetRunStatement(request)).statement
-        except NotFound:
+        except (NotFound, Unavailable):
             return None
         complete = found.close.state == RunCloseState.RUN_CLOSE_STATE_COMPLETE
         return found if found.unit_count >= units and complete else None
