@@ -1,7 +1,7 @@
 """Ledger: charges beside the echo limit, bulk beside bare inserts, a hot account beside naive.
 
-BENCH_STORED_UNITS says how many units are stored before the last figures are taken (10 million,
-say, which takes long); without it 200 thousand, or a million with LONG=1.
+Before the last figures a million units are stored, ten million with LONG=1, which takes half an
+hour; BENCH_STORED_UNITS says another number.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import grpc.aio
 import jwt
 
 from bench.commits import bare_commit_ms
 from bench.echo import echo_rate, echo_server
 from bench.embedded import database
-from bench.ledger_peers import bare_inserts, naive_charges, pgbench
+from bench.ledger_peers import BARE, bare_inserts, naive_charges, pgbench
 from bench.report import Report
 from cogni.ledger.v1 import account_pb2, ledger_service_pb2_grpc, usage_pb2
 from cogni.ledger.v1 import ledger_service_pb2 as pb
@@ -163,12 +164,45 @@ async def _measure(report: Report, running: Running, echo: str, long: bool) -> N
             await ledger.record(_units(account_id, 1))
         for _ in range(FLAT_FROM_UNITS // BULK_UNITS):
             await ledger.record(_units(account_id, BULK_UNITS))
-        singles: list[float] = []
+        rates = _Rates(
+            naive=[await naive_charges(running.url, 3_000 if long else 1_000) for _ in range(3)],
+            pgbench=[await asyncio.to_thread(pgbench, running.url, 10 if long else 4)],
+            bare=await bare_inserts(running.url, 8, BULK_UNITS, await _leaf_bytes(running.url)),
+        )
         for callers in CALLERS:
-            singles = await _singles(report, running, ledger, account_id, callers, echo, long)
-        bulk = await _bulk(report, running, ledger, account_id, long)
-        await _hot(report, running.url, bulk, singles, long)
+            await _singles(report, running, ledger, account_id, callers, echo, rates, long)
+        await _bulk(report, running, ledger, account_id, rates, long)
         await _stored(report, ledger, account_id, long)
+
+
+@dataclass(frozen=True)
+class _Rates:
+    """What others charge or insert a second on the same PostgreSQL.
+
+    Each of these, and of ours, is of one hot account.
+    """
+
+    naive: list[float]
+    pgbench: list[float]
+    bare: list[float]
+
+    def beside(self, report: Report, name: str, unit: str, values: Sequence[float]) -> None:
+        """Add a row beside each of them."""
+        for peer, peer_values in (
+            ("one transaction per charge", self.naive),
+            ("pgbench, the same transaction", self.pgbench),
+            (BARE, self.bare),
+        ):
+            report.add(AREA, name, unit, values, peer=peer, peer_values=peer_values)
+
+
+async def _leaf_bytes(url: str) -> int:
+    """How long a leaf is, so that the peer's rows are as large."""
+    connection = await asyncpg.connect(url)
+    try:
+        return int(await connection.fetchval("SELECT avg(length(leaf)) FROM ledger.entries"))
+    finally:
+        await connection.close()
 
 
 async def _singles(
@@ -178,8 +212,9 @@ async def _singles(
     account_id: str,
     callers: int,
     echo: str,
+    others: _Rates,
     long: bool,
-) -> list[float]:
+) -> None:
     """Calls of one unit each; beside them, in turns, the echo of a message as large."""
     calls = 200 if callers == 1 else 1_500
     share, size = calls // callers, pb.RecordUsageRequest(units=_units(account_id, 1)).ByteSize()
@@ -202,6 +237,7 @@ async def _singles(
             commits_ms.append(await bare_commit_ms(running.url, calls))
     name = f"RecordUsage, one unit, {callers} callers"
     report.add(AREA, name, "calls/s", rates, peer="grpc.aio echo", peer_values=limits)
+    others.beside(report, name, "calls/s", rates)
     latencies_ms.sort()
     for percent in (50, 99):
         value = latencies_ms[min(len(latencies_ms) - 1, len(latencies_ms) * percent // 100)]
@@ -212,41 +248,38 @@ async def _singles(
                 AREA, f"{name}, p{percent}", "ms", [value], peer=peer, peer_values=commits_ms
             )
     report.add(AREA, f"{name}, CPU of the server", "µs/call", cpu_us)
-    return rates
 
 
 async def _bulk(
-    report: Report, running: Running, ledger: _Ledger, account_id: str, long: bool
-) -> list[float]:
+    report: Report,
+    running: Running,
+    ledger: _Ledger,
+    account_id: str,
+    others: _Rates,
+    long: bool,
+) -> None:
     """Requests of a thousand units, one caller and several; then the same units again."""
     rounds, requests = (10 if long else 4), 8
+    leaf_bytes = await _leaf_bytes(running.url)
     bare, fresh, side_by_side, cpu_us = [], [], [], []
     recorded: list[list[usage_pb2.UsageUnit]] = []
     # In turns: the machine's own speed drifts by more than what is looked for.
     for _ in range(rounds):
-        bare += await bare_inserts(running.url, requests, BULK_UNITS)
+        bare += await bare_inserts(running.url, requests, BULK_UNITS, leaf_bytes)
         work = [_units(account_id, BULK_UNITS) for _ in range(requests)]
         used = running.cpu_seconds()
         fresh += await _timed(ledger, work)
         cpu_us.append((running.cpu_seconds() - used) / (requests * BULK_UNITS) * 1e6)
         recorded += work
         side_by_side.append(await _side_by_side(ledger, account_id, requests))
-    peer = "bare asyncpg unnest of the same rows"
-    report.add(AREA, "bulk of 1,000, one caller", "units/s", fresh, peer=peer, peer_values=bare)
+    others = replace(others, bare=bare)
+    others.beside(report, "bulk of 1,000, one caller", "units/s", fresh)
     report.add(AREA, "bulk of 1,000, CPU of the server", "µs/unit", cpu_us)
-    report.add(
-        AREA,
-        f"bulk of 1,000, {BULK_CALLERS} callers",
-        "units/s",
-        side_by_side,
-        peer=peer,
-        peer_values=bare,
-    )
+    others.beside(report, f"bulk of 1,000, {BULK_CALLERS} callers", "units/s", side_by_side)
     again = await _timed(ledger, recorded)
-    report.add(
-        AREA, "the same 1,000 again", "units/s", again, peer="recorded first", peer_values=fresh
-    )
-    return side_by_side
+    name = "the same 1,000 again"
+    report.add(AREA, name, "units/s", again, peer="recorded first", peer_values=fresh)
+    others.beside(report, name, "units/s", again)
 
 
 async def _side_by_side(ledger: _Ledger, account_id: str, requests: int) -> float:
@@ -262,28 +295,9 @@ async def _side_by_side(ledger: _Ledger, account_id: str, requests: int) -> floa
     return requests * BULK_UNITS / (time.perf_counter() - started)
 
 
-async def _hot(
-    report: Report, url: str, bulk: list[float], singles: list[float], long: bool
-) -> None:
-    """All figures here are of one account: what charging it a transaction at a time costs."""
-    naive = [await naive_charges(url, 3_000 if long else 1_000) for _ in range(3)]
-    rate = await asyncio.to_thread(pgbench, url, 10 if long else 4)
-    if rate is None:
-        sys.stderr.write("No pgbench beside PostgreSQL's programs or on the PATH: not compared.\n")
-    for name, unit, values in (
-        (f"one hot account, bulk of 1,000, {BULK_CALLERS} callers", "units/s", bulk),
-        (f"one hot account, one unit, {CALLERS[-1]} callers", "calls/s", singles),
-    ):
-        peer = "one transaction per charge"
-        report.add(AREA, name, unit, values, peer=peer, peer_values=naive)
-        if rate is not None:
-            peer = "pgbench, the same transaction"
-            report.add(AREA, name, unit, values, peer=peer, peer_values=[rate])
-
-
 async def _stored(report: Report, ledger: _Ledger, account_id: str, long: bool) -> None:
     """What a unit costs where many are stored; in turns with a Ledger that has stored few."""
-    wanted = int(os.environ.get("BENCH_STORED_UNITS", 1_000_000 if long else 200_000))
+    wanted = int(os.environ.get("BENCH_STORED_UNITS", 10_000_000 if long else 1_000_000))
     for _ in range(0, wanted, BULK_UNITS * BULK_CALLERS):
         await _side_by_side(ledger, account_id, BULK_CALLERS)
     few: list[float] = []

@@ -17,7 +17,7 @@ from services.runtime.ids import new_id
 from services.standalone.wheels import postgres_home
 
 NAIVE_CONNECTIONS = 16
-_LEAF_BYTES = 900
+BARE = "bare asyncpg unnest of the same rows"
 _CENTS = "0.000123"
 _NAIVE_TABLES = """
 CREATE SCHEMA IF NOT EXISTS naive;
@@ -36,7 +36,7 @@ END;
 _TPS = re.compile(r"^tps = ([0-9.]+)", re.MULTILINE)
 
 
-async def bare_inserts(url: str, batches: int, batch_rows: int) -> list[float]:
+async def bare_inserts(url: str, batches: int, batch_rows: int, leaf_bytes: int) -> list[float]:
     """Rows/s of inserts of the same shape, keys and entries with their indexes, nothing else."""
     connection = await asyncpg.connect(url, server_settings={"search_path": "bench,ledger"})
     try:
@@ -48,7 +48,7 @@ async def bare_inserts(url: str, batches: int, batch_rows: int) -> list[float]:
             await connection.execute(f"TRUNCATE bench.{table}")
         rates = []
         for number in range(batches):
-            rows = _Rows(number * batch_rows, batch_rows)
+            rows = _Rows(number * batch_rows, batch_rows, leaf_bytes)
             started = time.perf_counter()
             async with connection.transaction():
                 await rows.insert(connection)
@@ -61,11 +61,11 @@ async def bare_inserts(url: str, batches: int, batch_rows: int) -> list[float]:
 class _Rows:
     """A batch of rows, made before the clock runs."""
 
-    def __init__(self, first: int, count: int) -> None:
+    def __init__(self, first: int, count: int, leaf_bytes: int) -> None:
         self.references = [new_id() for _ in range(count)]
         self.runs = [new_id() for _ in range(count)]
         self.sequences = list(range(first + 1, first + count + 1))
-        self.leaves = [secrets.token_bytes(_LEAF_BYTES) for _ in range(count)]
+        self.leaves = [secrets.token_bytes(leaf_bytes) for _ in range(count)]
         self.hashes = [secrets.token_bytes(32) for _ in range(count)]
 
     async def insert(self, connection: asyncpg.Connection) -> None:
@@ -119,15 +119,15 @@ async def naive_charges(url: str, charges: int) -> float:
         await pool.close()
 
 
-def pgbench(url: str, seconds: int) -> float | None:
-    """Transactions/s of real pgbench charging one account the same way; None without pgbench.
+def pgbench(url: str, seconds: int) -> float:
+    """Transactions/s of real pgbench charging one account the same way.
 
-    After `naive_charges`, which makes the tables.
+    After `naive_charges`, which makes the tables. Raises RuntimeError when there is no pgbench.
     """
     shipped = postgres_home() / "bin" / "pgbench"
     program = str(shipped) if shipped.exists() else shutil.which("pgbench")
     if program is None:
-        return None
+        raise RuntimeError("there is no pgbench beside PostgreSQL's programs or on the PATH")
     with tempfile.TemporaryDirectory(prefix="cogni-bench-") as folder:
         script = Path(folder) / "charge.sql"
         script.write_text(_PGBENCH_SCRIPT)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,6 +20,8 @@ AREA = "stack"
 KIB_PER_MIB = 1024
 # "Warm: all servers healthy and a first no-op run finished", as the foundation promises.
 READY_SECONDS_PROMISED = 12.0
+DEMO_SECONDS_PROMISED = 60.0
+_DONE = re.compile(r"^Done in ([0-9]+) s", re.MULTILINE)
 
 
 def measure(report: Report, long: bool) -> None:
@@ -37,6 +43,28 @@ def measure(report: Report, long: bool) -> None:
         peer_values=[READY_SECONDS_PROMISED],
     )
     report.add(AREA, "memory of all its processes, idle (PSS)", "MiB", memory)
+    report.add(
+        AREA,
+        "the demo, installed before",
+        "s",
+        [_demo_seconds()],
+        peer="promised at most",
+        peer_values=[DEMO_SECONDS_PROMISED],
+    )
+
+
+def _demo_seconds() -> float:
+    with tempfile.TemporaryDirectory(prefix="cogni-bench-") as folder:
+        printed = subprocess.run(
+            [sys.executable, "-m", "services.standalone", "demo", "--data-dir", f"{folder}/demo"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    found = _DONE.search(printed)
+    if found is None:
+        raise RuntimeError(f"the demo did not say how long it took: {printed[-500:]}")
+    return float(found.group(1))
 
 
 async def _one_run(settings: ClientSettings) -> None:
