@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
+from cogni.scheduler.v1 import schedule_pb2
 from cogni.scheduler.v1 import scheduler_service_pb2 as pb
 from services.runtime.errors import Violation
 from services.runtime.validation import (
@@ -88,6 +89,10 @@ _BY_FIELD: dict[str, tuple[Rule, ...]] = {
     "pause_on_failure": (),
     **{f"run.{name}": (nested("run", *rules),) for name, rules in _RUN.items()},
 }
+_CHECKS = {
+    path: [rule.bind(schedule_pb2.Schedule.DESCRIPTOR) for rule in rules]
+    for path, rules in _BY_FIELD.items()
+}
 _CREATED = tuple(rule for name in _BY_FIELD if "." not in name for rule in _BY_FIELD[name])
 # What of a schedule matters to a simulation.
 _PLAYED = tuple(
@@ -105,8 +110,8 @@ _ETAG = text("etag", max_length=64)
 def _changed_fields(message: pb.UpdateScheduleRequest) -> Iterator[Violation]:
     """Only what the mask names is judged: the rest of the schedule is not looked at."""
     for path in message.update_mask.paths:
-        for rule in _BY_FIELD.get(path, ()):
-            yield from rule.check(message.schedule, "schedule")
+        for check in _CHECKS.get(path, ()):
+            yield from check(message.schedule, "schedule")
 
 
 _Spanned = pb.PreviewScheduleRequest | pb.ListSlotsRequest | pb.BackfillScheduleRequest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -17,9 +17,8 @@ from services.runtime.validation.rule import (
     Check,
     Rule,
     field_of,
-    is_present,
     join,
-    sent_field,
+    presence,
     value_rule,
 )
 
@@ -174,14 +173,19 @@ def _wrong_scalar(value: Any) -> str | None:
 def message_rule(field: str, check: Check) -> Rule:
     """A rule about one present sub-message (or, with no field name, an element inside each())."""
 
-    def run(message: Message, path: str) -> Iterator[Violation]:
-        if is_present(message, sent_field(message, field)):
-            yield from check(getattr(message, field), join(path, field))
-
-    def verify(descriptor: Descriptor) -> None:
-        if field and field_of(descriptor, field).message_type is None:
+    def bind(descriptor: Descriptor) -> Check:
+        inner = field_of(descriptor, field)
+        if inner.message_type is None:
             raise ValueError(f"{descriptor.full_name}.{field} is not a message")
+        is_present = presence(inner)
+
+        def run(message: Message, path: str) -> Iterable[Violation]:
+            if not is_present(message):
+                return ()
+            return check(getattr(message, field), join(path, field))
+
+        return run
 
     if field == "":
-        return Rule(check=check, verify=verify, of_element=True)
-    return Rule(check=run, verify=verify)
+        return Rule(bind=lambda descriptor: check, of_element=True)
+    return Rule(bind=bind)
