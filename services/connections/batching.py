@@ -40,7 +40,9 @@ class Batches(Generic[Item, Result]):
 
     async def submit(self, tenant_id: str, item: Item) -> Result:
         """The item's result. Raises LIMIT_EXCEEDED when too many wait."""
-        queue = self._queues.setdefault(tenant_id, _Queue())
+        queue = self._queues.get(tenant_id)
+        if queue is None:
+            queue = self._queues[tenant_id] = _Queue()
         if len(queue.waiting) >= WAITING_MAX:
             raise limit(f"tenant:{tenant_id}", f"at most {WAITING_MAX} leases wait in a server")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()

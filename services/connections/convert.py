@@ -48,10 +48,15 @@ def to_time(moment: datetime | None) -> Timestamp | None:
     """A Timestamp, or None for an absent one."""
     if moment is None:
         return None
+    seconds, nanos = _since_epoch(moment)
+    return Timestamp(seconds=seconds, nanos=nanos)
+
+
+def _since_epoch(moment: datetime) -> tuple[int, int]:
+    """Seconds and nanoseconds, as a Timestamp counts them."""
     # By hand, since each lease answers with one: FromDatetime takes three times as long.
     since = moment - _EPOCH
-    seconds = since.days * 86_400 + since.seconds
-    return Timestamp(seconds=seconds, nanos=since.microseconds * 1000)
+    return since.days * 86_400 + since.seconds, since.microseconds * 1000
 
 
 def from_time(message: Any, field: str) -> datetime | None:
@@ -242,50 +247,45 @@ def lease_wanted(request: messages.LeaseCredentialRequest) -> LeaseWanted:
 
 def lease_message(lease: Lease) -> messages.LeaseCredentialResponse:
     """A lease with its credential: the one message that carries a secret out."""
-    return messages.LeaseCredentialResponse(
-        lease_id=lease.lease_id,
-        credential=_credential(lease.credential),
-        expire_time=to_time(lease.expire_time),
-        scopes=lease.scopes,
-        provider=lease.provider,
-    )
+    # In place, over messages made apart and copied in: 4 µs against 8.
+    message = messages.LeaseCredentialResponse(lease_id=lease.lease_id, provider=lease.provider)
+    _set_credential(message.credential, lease.credential)
+    seconds, nanos = _since_epoch(lease.expire_time)
+    message.expire_time.seconds = seconds
+    message.expire_time.nanos = nanos
+    if lease.scopes:
+        message.scopes.extend(lease.scopes)
+    return message
 
 
-def _credential(credential: Credential) -> credential_pb2.Credential:
+def _set_credential(message: credential_pb2.Credential, credential: Credential) -> None:
     match credential:
         case ApiKeyCredential():
-            return credential_pb2.Credential(
-                api_key=credential_pb2.ApiKeyCredential(
-                    key=credential.key,
-                    header_name=credential.header_name,
-                    header_prefix=credential.header_prefix,
-                    query_name=credential.query_name,
-                    allowed_origins=credential.allowed_origins,
-                )
-            )
+            api_key = message.api_key
+            # Chosen even when nothing in it is set.
+            api_key.SetInParent()
+            api_key.key = credential.key
+            api_key.header_name = credential.header_name
+            api_key.header_prefix = credential.header_prefix
+            api_key.query_name = credential.query_name
+            api_key.allowed_origins.extend(credential.allowed_origins)
         case BearerCredential():
-            return credential_pb2.Credential(
-                bearer=credential_pb2.BearerCredential(
-                    access_token=credential.access_token, base_url=credential.base_url
-                )
-            )
+            message.bearer.SetInParent()
+            message.bearer.access_token = credential.access_token
+            message.bearer.base_url = credential.base_url
         case BlueskyCredential():
-            return credential_pb2.Credential(
-                bluesky_session=credential_pb2.BlueskySession(
-                    access_jwt=credential.access_jwt,
-                    did=credential.did,
-                    handle=credential.handle,
-                    service_url=credential.service_url,
-                )
-            )
+            session = message.bluesky_session
+            session.SetInParent()
+            session.access_jwt = credential.access_jwt
+            session.did = credential.did
+            session.handle = credential.handle
+            session.service_url = credential.service_url
         case McpServerCredential():
-            return credential_pb2.Credential(
-                mcp_server=credential_pb2.McpServerCredential(
-                    server_url=credential.server_url,
-                    headers=credential.headers,
-                    key=credential.key,
-                )
-            )
+            server = message.mcp_server
+            server.SetInParent()
+            server.server_url = credential.server_url
+            server.headers.update(credential.headers)
+            server.key = credential.key
 
 
 def revoke_target(request: messages.RevokeLeasesRequest) -> Target:

@@ -38,18 +38,6 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
-class LeaseRequest:
-    """Who leases what, for which invocation."""
-
-    connection_id: str
-    run_id: str
-    epoch: int
-    grant_id: str
-    invocation_id: str
-    tool: str
-
-
-@dataclass(frozen=True, slots=True)
 class Target:
     """Whose leases end: exactly one of the ids is set."""
 

@@ -37,7 +37,7 @@ class Secret:
     @classmethod
     def from_bytes(cls, content: bytes) -> Secret:
         """The secret that was sealed."""
-        parsed = json.loads(content)
+        parsed = json.loads(content.decode())
         return cls(AuthKind(parsed["kind"]), parsed["values"])
 
 
@@ -69,7 +69,7 @@ class Session:
     @classmethod
     def from_bytes(cls, content: bytes) -> Session:
         """The session that was sealed."""
-        parsed = json.loads(content)
+        parsed = json.loads(content.decode())
         expire_time = parsed["expire_time"]
         return cls(
             values=parsed["values"],

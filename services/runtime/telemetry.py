@@ -147,7 +147,8 @@ def inject() -> dict[str, str]:
 
 def extract(carrier: Mapping[str, str]) -> otel_context.Context:
     """The trace context of a dict made by `inject`; malformed or empty dicts begin a new trace."""
-    return _PROPAGATOR.extract(carrier, context=otel_context.Context())
+    beginning = otel_context.Context()
+    return _PROPAGATOR.extract(carrier, context=beginning) if carrier else beginning
 
 
 @contextmanager

@@ -11,9 +11,10 @@ import asyncpg
 
 from services.connections.access_log import canonical
 from services.connections.connection import Connection, Consent
-from services.connections.lease import LeaseRequest
+from services.connections.lease import LeaseWanted
 from services.connections.store.connections import connection_of
 from services.connections.store.credentials import StoredCredentials, stored_credential
+from services.runtime.caller import RunClaims
 from services.runtime.database import bound_tenants
 from services.runtime.ids import new_id
 from services.runtime.lane import Lane
@@ -35,15 +36,15 @@ STALE = "STALE"
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A lease to be given if nothing stands against it.
+    """A lease to be given to an attempt of a run if nothing stands against it.
 
     `version` is that of the rows its credential comes from, `end_by` when that credential ends,
     `life` how much of its life a session must have left; None where there is no session.
     `details` is what the access log says besides.
     """
 
-    request: LeaseRequest
-    ttl: timedelta
+    run: RunClaims
+    wanted: LeaseWanted
     end_by: datetime | None
     life: timedelta | None
     version: str
@@ -107,16 +108,16 @@ async def give(lane: Lane, tenant_id: str, wanted: Sequence[Asked]) -> list[Deci
 
 
 def _asked(asked: Asked) -> dict[str, object]:
-    request = asked.request
+    run, wanted = asked.run, asked.wanted
     return {
         "lease_id": new_id(),
-        "connection_id": request.connection_id,
-        "run_id": request.run_id,
-        "epoch": request.epoch,
-        "grant_id": request.grant_id,
-        "invocation_id": request.invocation_id,
-        "tool": request.tool,
-        "ttl_seconds": asked.ttl.total_seconds(),
+        "connection_id": wanted.connection_id,
+        "run_id": run.run_id,
+        "epoch": run.epoch,
+        "grant_id": run.grant_id,
+        "invocation_id": wanted.invocation_id,
+        "tool": wanted.tool,
+        "ttl_seconds": wanted.ttl.total_seconds(),
         "end_by": asked.end_by.isoformat() if asked.end_by else None,
         "life_seconds": asked.life.total_seconds() if asked.life is not None else None,
         "version": asked.version,

@@ -12,7 +12,7 @@ from services.connections.access_log import Action, Decision
 from services.connections.batching import Batches
 from services.connections.callers import actor_of, entry_by
 from services.connections.connection import Connection, check_usable
-from services.connections.lease import EVERY_EPOCH, Lease, LeaseRequest, LeaseWanted, Target
+from services.connections.lease import EVERY_EPOCH, Lease, LeaseWanted, Target
 from services.connections.providers.catalogue import Catalogue
 from services.connections.store import access_log, lease_batches, leases
 from services.connections.store.lease_batches import STALE, Asked, Decided
@@ -286,22 +286,14 @@ def _keeps_changing() -> ServiceError:
 
 def _asked(caller: Caller, wanted: LeaseWanted, ready: Ready) -> Asked:
     assert caller.run is not None
-    request = LeaseRequest(
-        wanted.connection_id,
-        caller.run.run_id,
-        caller.run.epoch,
-        caller.run.grant_id,
-        wanted.invocation_id,
-        wanted.tool,
-    )
     details = {"generation": str(ready.generation)}
     if wanted.wish.scopes:
         details["scopes"] = " ".join(wanted.wish.scopes)
     if wanted.wish.resources:
         details["resources"] = " ".join(wanted.wish.resources)
     return Asked(
-        request,
-        wanted.ttl,
+        caller.run,
+        wanted,
         end_by=ready.session_end,
         life=ready.provider.lease_before if ready.provider.sessions else None,
         version=ready.version,
