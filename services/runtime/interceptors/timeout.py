@@ -20,11 +20,13 @@ class Timeout:
         self.expired = False
 
     def __enter__(self) -> None:
-        task = asyncio.current_task()
+        # Asked for once: each time it asks the operating system for the process's id as well.
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
         assert task is not None, "only a task can be cancelled"
         self._task: asyncio.Task[object] = task
         self._cancelling = task.cancelling()
-        self._handle = asyncio.get_running_loop().call_later(self._seconds, self._expire)
+        self._handle = loop.call_later(self._seconds, self._expire)
 
     def _expire(self) -> None:
         self.expired = True
