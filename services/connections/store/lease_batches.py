@@ -28,7 +28,11 @@ FROM connections c WHERE c.tenant_id = $1 AND c.connection_id = ANY ($2::uuid[])
 _CREDENTIALS = """
 SELECT * FROM credentials WHERE tenant_id = $1 AND connection_id = ANY ($2::uuid[])
 """
-_GIVE = "SELECT * FROM give_leases($1, $2)"
+# Ids as texts, which is what becomes of them: the driver would make objects of them before.
+_GIVE = """
+SELECT outcomes, lease_ids::text[] AS lease_ids, expire_times, decision_time
+FROM give_leases($1, $2)
+"""
 
 #: The rows have changed since they were read, or the session is over: nothing is decided yet.
 STALE = "STALE"
@@ -100,11 +104,9 @@ async def give(lane: Lane, tenant_id: str, wanted: Sequence[Asked]) -> list[Deci
     items = json.dumps([_asked(each) for each in wanted])
     row = await lane.fetchrow(_GIVE, bound_tenants([tenant_id]), items)
     assert row is not None
+    now = row["decision_time"]
     columns = zip(row["outcomes"], row["lease_ids"], row["expire_times"], strict=True)
-    return [
-        Decided(outcome, str(lease_id) if lease_id else "", end, row["decision_time"])
-        for outcome, lease_id, end in columns
-    ]
+    return [Decided(outcome, lease_id or "", end, now) for outcome, lease_id, end in columns]
 
 
 def _asked(asked: Asked) -> dict[str, object]:

@@ -67,7 +67,8 @@ class Leases:
                 _check_named(caller, connection_id)
                 ready = await self._ready(caller, wanted)
                 ready = await self._narrowing.narrowed(ready, wanted.wish)
-                credential = ready.provider.lend(ready.material, wanted.wish)
+                known = ready.known
+                credential = known.provider.lend(ready.material, wanted.wish)
             except ServiceError as refusal:
                 await self._record_refusal(caller, wanted, refusal)
                 raise
@@ -76,16 +77,12 @@ class Leases:
             decided = await self._gifts.submit(tenant_id, asked)
             if decided.outcome == "":
                 assert decided.expire_time is not None
-                if ready.renew_time is not None and ready.renew_time <= decided.now:
-                    self._sessions.renew_soon(tenant_id, connection_id, ready.generation)
-                scopes = wanted.wish.scopes or ready.connection.scopes
-                return Lease(
-                    decided.lease_id,
-                    credential,
-                    decided.expire_time,
-                    scopes,
-                    ready.connection.provider,
-                )
+                session = known.stored.session
+                if session and session.renew_time and session.renew_time <= decided.now:
+                    self._sessions.renew_soon(tenant_id, connection_id, session.generation)
+                scopes = wanted.wish.scopes or known.connection.scopes
+                provider = known.connection.provider
+                return Lease(decided.lease_id, credential, decided.expire_time, scopes, provider)
             self._known.forget(tenant_id, connection_id)
             if decided.outcome != STALE:
                 raise _refusal(decided.outcome, connection_id)
@@ -173,16 +170,8 @@ class Leases:
 
     async def _open(self, known: Known) -> Ready:
         session = known.stored.session
-        return Ready(
-            known.connection,
-            known.provider,
-            await self._vault.material(known.settings, known.stored),
-            session.expire_time if session else None,
-            session.renew_time if session else None,
-            known.stored.session_generation,
-            known.version,
-            known.now(self._clock()),
-        )
+        material = await self._vault.material(known.settings, known.stored)
+        return Ready(known, material, session.expire_time if session else None, self._clock())
 
     async def _read(self, tenant_id: str, connection_ids: Sequence[str]) -> list[Known | Exception]:
         async with self._database.raw_tenant(tenant_id) as tx:
@@ -286,7 +275,8 @@ def _keeps_changing() -> ServiceError:
 
 def _asked(caller: Caller, wanted: LeaseWanted, ready: Ready) -> Asked:
     assert caller.run is not None
-    details = {"generation": str(ready.generation)}
+    known = ready.known
+    details = {"generation": str(known.stored.session_generation)}
     if wanted.wish.scopes:
         details["scopes"] = " ".join(wanted.wish.scopes)
     if wanted.wish.resources:
@@ -295,8 +285,8 @@ def _asked(caller: Caller, wanted: LeaseWanted, ready: Ready) -> Asked:
         caller.run,
         wanted,
         end_by=ready.session_end,
-        life=ready.provider.lease_before if ready.provider.sessions else None,
-        version=ready.version,
+        life=known.provider.lease_before if known.provider.sessions else None,
+        version=known.version,
         actor=actor_of(caller),
         on_behalf_of=caller.on_behalf_of or "",
         details=details,

@@ -12,6 +12,7 @@ from services.connections.providers.failures import ProviderError
 from services.connections.providers.http import Http
 from services.connections.providers.provider import LeaseWish, Material, Provider
 from services.connections.secret import Session
+from services.connections.use_cases.known import Known
 from services.runtime.errors import ErrorKind, ServiceError
 
 # Tools ask for the same few cuts again and again; the oldest goes first.
@@ -21,16 +22,12 @@ _Key = tuple[str, str, int, LeaseWish]
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A connection whose credential can be leased now."""
+    """A connection whose credential can be leased now, opened at `opened_at` by the clock."""
 
-    connection: Connection
-    provider: Provider
+    known: Known
     material: Material
     session_end: datetime | None
-    renew_time: datetime | None
-    generation: int
-    version: str
-    now: datetime
+    opened_at: float
 
 
 class Narrowing:
@@ -51,17 +48,19 @@ class Narrowing:
     async def narrowed(self, ready: Ready, wish: LeaseWish) -> Ready:
         """The same with a narrower session; as it is where nothing is asked or nothing can be
         done. Raises ServiceError."""
-        narrow = ready.provider.narrow
+        known = ready.known
+        narrow = known.provider.narrow
         if narrow is None or not (wish.scopes or wish.resources):
             return ready
-        key = _key(ready.connection, ready.generation, wish)
+        key = _key(known.connection, known.stored.session_generation, wish)
         session = self._find(key)
         if session is None:
+            now = known.now(ready.opened_at)
             try:
-                session = await narrow(ready.material, wish, self._http, ready.now)
+                session = await narrow(ready.material, wish, self._http, now)
             except ProviderError as failure:
                 raise failure.to_service_error() from failure
-            self._keep(key, session, ready.now)
+            self._keep(key, session, now)
         return replace(
             ready,
             material=replace(ready.material, session=session),
@@ -88,6 +87,8 @@ def _key(connection: Connection, generation: int, wish: LeaseWish) -> _Key:
 
 def check_scopes(provider: Provider, connection: Connection, wish: LeaseWish) -> None:
     """Raise SCOPES_MISSING when the connection does not cover what a tool asked for."""
+    if not wish.scopes:
+        return
     missing = provider.missing_scopes(connection.scopes, wish.scopes)
     if missing:
         raise ServiceError(

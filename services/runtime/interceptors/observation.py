@@ -43,10 +43,14 @@ class Call:
     A class with slots, over contextlib's generators: 15 µs of each call against 40.
     """
 
-    __slots__ = ("_begin", "_logs", "_metadata", "_observer", "_span", "_token", "code", "method")
+    __slots__ = (
+        *("_begin", "_logs", "_metadata", "_name", "_observer", "_span", "_token"),
+        *("code", "method"),
+    )
 
     def __init__(self, observer: Observer, method: str, metadata: Metadata) -> None:
         self.method = method
+        self._name = method.removeprefix("/")
         self.code = "OK"
         self._observer = observer
         self._metadata = metadata
@@ -60,12 +64,11 @@ class Call:
             if key in _TRACE_KEYS and isinstance(value, str)
         }
         context = extract(carrier)
-        name = self.method.removeprefix("/")
         self._span = self._observer.tracer.start_span(
-            name,
+            self._name,
             context=context,
             kind=SpanKind.SERVER,
-            attributes={"rpc.system.name": "grpc", "rpc.method": name},
+            attributes={"rpc.system.name": "grpc", "rpc.method": self._name},
         )
         self._token: Token[Context] = otel_context.attach(
             trace.set_span_in_context(self._span, context)
@@ -82,10 +85,7 @@ class Call:
         self._span.end()
         self._observer.durations.record(
             time.perf_counter() - self._begin,
-            {
-                "rpc.method": self.method.removeprefix("/"),
-                "rpc.response.status_code": self.code,
-            },
+            {"rpc.method": self._name, "rpc.response.status_code": self.code},
         )
 
     @property
