@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -15,6 +15,10 @@ Result = TypeVar("Result")
 
 BATCH_MAX = 200
 WAITING_MAX = 5000
+# Passes of the event loop in which nothing came, before a batch begins. Calls that have arrived
+# take some passes until they wait here: with 20 callers batches had 12 leases with ten, 6 with
+# none, and a lease cost 910 µs of both cores, against 1080 µs. A caller alone waits 50 µs longer.
+QUIET_PASSES = 10
 
 
 @dataclass(slots=True)
@@ -26,8 +30,8 @@ class _Queue(Generic[Item, Result]):
 class Batches(Generic[Item, Result]):
     """Runs `work(tenant_id, items)` for whatever waits, one batch per tenant at a time.
 
-    An idle tenant's first item is worked on at once: there is no timer, the batch grows only while
-    the one before it runs. `work` answers in the order of its items, an exception in place of a
+    There is no timer: a batch grows while the one before it runs, and while more calls that have
+    arrived come to wait. `work` answers in the order of its items, an exception in place of a
     result where one item failed; an exception it raises is everybody's.
     """
 
@@ -59,6 +63,7 @@ class Batches(Generic[Item, Result]):
     async def _drain(self, tenant_id: str, queue: _Queue[Item, Result]) -> None:
         try:
             while queue.waiting:
+                await _quiet(queue.waiting)
                 batch = self._take(queue)
                 if batch:
                     await self._run(tenant_id, batch)
@@ -90,3 +95,12 @@ class Batches(Generic[Item, Result]):
                 future.set_exception(result)
             else:
                 future.set_result(result)
+
+
+async def _quiet(waiting: Sized) -> None:
+    """Let the event loop go on until no more items come, or a batch is full."""
+    passes = 0
+    while passes < QUIET_PASSES and len(waiting) < BATCH_MAX:
+        count = len(waiting)
+        await asyncio.sleep(0)
+        passes = passes + 1 if len(waiting) == count else 0
