@@ -17,7 +17,7 @@ BATCH_MAX = 200
 WAITING_MAX = 5000
 # Passes of the event loop in which nothing came, before a batch begins. Calls that have arrived
 # take some passes until they wait here: with 20 callers batches had 12 leases with ten, 6 with
-# none, and a lease cost 910 µs of both cores, against 1080 µs. A caller alone waits 50 µs longer.
+# none, and a lease cost 910 µs of both cores, against 1080 µs. A caller alone waits up to 50 µs longer.
 QUIET_PASSES = 10
 
 
