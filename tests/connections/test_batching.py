@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from services.connections.batching import BATCH_MAX, QUIET_PASSES, Batches
+from services.connections.batching import BATCH_MAX, QUIET_ROUNDS, Batches
 
 
 class Work:
@@ -21,7 +21,7 @@ class Work:
         return [item * 2 for item in items]
 
 
-async def test_calls_that_arrive_within_a_few_passes_of_the_loop_are_one_batch() -> None:
+async def test_calls_that_arrive_within_a_few_rounds_of_the_loop_are_one_batch() -> None:
     work = Work()
     batches = Batches(work)
 
@@ -31,10 +31,10 @@ async def test_calls_that_arrive_within_a_few_passes_of_the_loop_are_one_batch()
             await asyncio.sleep(0)
         return await batches.submit("t1", item)
 
-    answers = await asyncio.gather(*(ask(item) for item in range(QUIET_PASSES)))
+    answers = await asyncio.gather(*(ask(item) for item in range(QUIET_ROUNDS)))
 
-    assert answers == [item * 2 for item in range(QUIET_PASSES)]
-    assert work.sizes == [QUIET_PASSES]
+    assert answers == [item * 2 for item in range(QUIET_ROUNDS)]
+    assert work.sizes == [QUIET_ROUNDS]
 
 
 async def test_a_full_batch_begins_although_more_keep_coming() -> None:
