@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 FIRST_HASH = bytes(32)
-# json.dumps makes an encoder in each call, at two thirds of what it takes.
+# json.dumps makes an encoder in each call, a third of what it takes.
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
 

@@ -23,7 +23,7 @@ VERSION = 1
 NONCE_BYTES = 12
 COMMITMENT_BYTES = 32
 PLAINTEXT_BYTES_MAX = 256 * 1024
-# json.dumps makes an encoder in each call, at two thirds of what it takes.
+# json.dumps makes an encoder in each call, a third of what it takes.
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
 
 

@@ -28,7 +28,7 @@ class Rule:
     """
 
     # Once per message type, over looking the field up in each message: a descriptor answers
-    # slowly, and every call passes here. A lease's 13 rules take 4 µs, against 16 µs before.
+    # slowly, and every call passes here. A lease's 13 rules take 5 µs, against 16 µs before.
     bind: Bind
     of_element: bool = False
 
