@@ -250,9 +250,8 @@ def lease_message(lease: Lease) -> messages.LeaseCredentialResponse:
     # In place, over messages made apart and copied in: 4 µs against 8.
     message = messages.LeaseCredentialResponse(lease_id=lease.lease_id, provider=lease.provider)
     _set_credential(message.credential, lease.credential)
-    seconds, nanos = _since_epoch(lease.expire_time)
-    message.expire_time.seconds = seconds
-    message.expire_time.nanos = nanos
+    end = message.expire_time
+    end.seconds, end.nanos = _since_epoch(lease.expire_time)
     if lease.scopes:
         message.scopes.extend(lease.scopes)
     return message
@@ -262,27 +261,22 @@ def _set_credential(message: credential_pb2.Credential, credential: Credential) 
     match credential:
         case ApiKeyCredential():
             api_key = message.api_key
-            # Chosen even when nothing in it is set.
-            api_key.SetInParent()
             api_key.key = credential.key
             api_key.header_name = credential.header_name
             api_key.header_prefix = credential.header_prefix
             api_key.query_name = credential.query_name
             api_key.allowed_origins.extend(credential.allowed_origins)
         case BearerCredential():
-            message.bearer.SetInParent()
             message.bearer.access_token = credential.access_token
             message.bearer.base_url = credential.base_url
         case BlueskyCredential():
             session = message.bluesky_session
-            session.SetInParent()
             session.access_jwt = credential.access_jwt
             session.did = credential.did
             session.handle = credential.handle
             session.service_url = credential.service_url
         case McpServerCredential():
             server = message.mcp_server
-            server.SetInParent()
             server.server_url = credential.server_url
             server.headers.update(credential.headers)
             server.key = credential.key
