@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from services.ledger.commands import Command, Outcome
+from services.runtime.arriving import let_arrive
 from services.runtime.errors import ServiceError, limit, unavailable
 
 _log = logging.getLogger(__name__)
@@ -20,10 +21,6 @@ BATCH_COMMANDS_MAX = 500
 #: So many waiting are a batch worth making while another is being written, and so many may be.
 LARGE_COMMANDS = 200
 BATCHES_UNDER_WAY_MAX = 2
-#: A batch begins once the loop has gone round so often without one more command. A call that has
-#: arrived takes some rounds to get here; without this wait, 64 callers met in batches of 12 units
-#: instead of 25, and each unit paid for the more of PostgreSQL. It costs a single caller 50 µs.
-QUIET_ROUNDS = 10
 #: More than this waiting, and callers are told to come back: about a second of work.
 QUEUE_COMMANDS_MAX = 20_000
 _RETRY_AFTER = timedelta(milliseconds=500)
@@ -90,7 +87,7 @@ class Writer:
                 await self._wake.wait()
                 self._wake.clear()
                 while self._may_go_on():
-                    await self._let_arrive()
+                    await let_arrive(lambda: self._waiting_commands, LARGE_COMMANDS)
                     self._start_next()
                     # It makes its batch in its first step, and so before the batch after it.
                     await asyncio.sleep(0)
@@ -99,13 +96,6 @@ class Writer:
                 task.cancel()
             await asyncio.gather(*self._under_way, return_exceptions=True)
             self._abandon()
-
-    async def _let_arrive(self) -> None:
-        rounds, seen = 0, self._waiting_commands
-        while rounds < QUIET_ROUNDS and seen < LARGE_COMMANDS:
-            await asyncio.sleep(0)
-            rounds = rounds + 1 if self._waiting_commands == seen else 0
-            seen = self._waiting_commands
 
     def _may_go_on(self) -> bool:
         """Whether to take the next batch: when none is under way, or beside one if it is large.
