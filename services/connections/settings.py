@@ -10,7 +10,11 @@ from pydantic import SecretStr
 
 from cogni.egress_rules import EgressRules
 from services.connections.keyring import KeyRing, KeyRingError, parse_key_ring
-from services.connections.providers.github_installations import AppKey
+from services.connections.providers.github_installations import (
+    GITHUB_API,
+    AppKey,
+    checked_api_url,
+)
 from services.connections.providers.oauth import OAuthClient
 from services.connections.use_cases.authorizations import Redirects
 from services.connections.webhook import SHAPE, Endpoint, WebhookError, parse_endpoints
@@ -59,7 +63,8 @@ class ConnectionsSettings(ServiceProcessSettings):
         None,
         'The private keys of your GitHub Apps, in PEM, by name: {"my-app": "-----BEGIN…"}; or '
         '{"my-app": {"pem": "-----BEGIN…", "tenants": ["acme"]}} for these tenants only. Who may '
-        "use an app's key reaches every account that installed the app.",
+        "use an app's key reaches every account that installed the app. A key is for "
+        'https://api.github.com alone; "api_url": "https://…" beside "pem" names another GitHub.',
     )
     webhooks: SecretStr | None = own(
         None,
@@ -145,21 +150,40 @@ def oauth_clients(settings: ConnectionsSettings) -> dict[str, OAuthClient]:
 
 def github_keys(settings: ConnectionsSettings) -> dict[str, AppKey]:
     """The operator's GitHub Apps' keys by name. Raises SettingsError."""
-    shape = '{"my-app": "-----BEGIN …"} or {"my-app": {"pem": "-----BEGIN …", "tenants": ["acme"]}}'
-    problem = SettingsError([f"COGNI_CONNECTIONS_GITHUB_KEYS_FILE must look like {shape}."])
+    variable = "COGNI_CONNECTIONS_GITHUB_KEYS_FILE"
+    shape = (
+        '{"my-app": "-----BEGIN …"} or {"my-app": {"pem": "-----BEGIN …", "tenants": ["acme"], '
+        '"api_url": "https://…"}}'
+    )
+    problem = SettingsError([f"{variable} must look like {shape}."])
     found = {}
     for name, entry in _json_object(settings.github_keys, problem).items():
-        given = {"pem": entry, "tenants": None} if isinstance(entry, str) else entry
-        if not isinstance(given, dict) or set(given) != {"pem", "tenants"}:
+        given = {"pem": entry} if isinstance(entry, str) else entry
+        if not isinstance(given, dict) or not set(given) <= {"pem", "tenants", "api_url"}:
             raise problem
-        pem, tenants = given["pem"], given["tenants"]
+        pem, tenants = given.get("pem"), given.get("tenants")
         named = tenants is None or (
             isinstance(tenants, list) and all(isinstance(each, str) for each in tenants)
         )
         if not isinstance(pem, str) or "PRIVATE KEY" not in pem or not named:
             raise problem
-        found[name] = AppKey(pem, None if tenants is None else frozenset(tenants))
+        api_url = given.get("api_url", GITHUB_API)
+        if not isinstance(api_url, str):
+            raise problem
+        if complaint := _complaint_about_url(settings, api_url):
+            raise SettingsError([f"{variable}: the api_url of {name!r} {complaint}."])
+        allowed = None if tenants is None else frozenset(tenants)
+        found[name] = AppKey(pem, allowed, checked_api_url(api_url))
     return found
+
+
+def _complaint_about_url(settings: ConnectionsSettings, url: str) -> str | None:
+    try:
+        rules = EgressRules.parse(settings.egress_allow)
+    except ValueError:
+        # EGRESS_ALLOW itself is wrong, and says so.
+        rules = EgressRules()
+    return rules.complaint_about_url(url)
 
 
 def webhooks(settings: ConnectionsSettings) -> dict[str, Endpoint]:

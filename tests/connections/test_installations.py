@@ -79,8 +79,8 @@ async def office(
     database: DatabaseFactory, serve_service: ServeService, identities: Identities
 ) -> AsyncIterator[Office]:
     github = GitHub()
-    keys = {"main": AppKey(PEM, frozenset({"t1"}))}
     async with serving(github) as address:
+        keys = {"main": AppKey(PEM, frozenset({"t1"}), f"http://{address}")}
         drain = Drain()
         parts = compose(
             await database("connections"),
@@ -140,6 +140,43 @@ async def test_a_key_that_the_operator_keeps_for_others_is_refused_and_on_record
     assert (listing.reason, creating.reason) == ("APP_KEY_NOT_ALLOWED", "APP_KEY_NOT_ALLOWED")
     assert [record.reason for record in records.records] == ["APP_KEY_NOT_ALLOWED"]
     assert office.github.exchanges == []
+
+
+async def test_an_apps_proof_goes_to_the_api_that_its_key_is_for_and_nowhere_else(
+    office: Office,
+) -> None:
+    office.github.install(1, "org-1")
+    listing = office.listing()
+    listing.settings["api_url"] = f"{office.url}/another"
+    request = messages.CreateConnectionRequest(request_id=new_id(), provider="github_app")
+    request.settings.update(listing.settings)
+    request.settings["installation_id"] = "1"
+
+    refusals = [
+        await refused(office.user().ListInstallations(listing)),
+        await refused(office.user().CreateConnection(request)),
+    ]
+
+    assert [each.reason for each in refusals] == ["APP_KEY_NOT_ALLOWED"] * 2
+    assert refusals[0].info.metadata["api_url"] == office.url
+    assert office.github.exchanges == []
+
+
+async def test_a_connection_of_an_app_stays_with_its_installation(office: Office) -> None:
+    office.github.install(1, "org-1")
+    office.github.install(2, "org-2")
+    made = await office.connect("1")
+    changed = messages.UpdateConnectionRequest(connection=made)
+    changed.update_mask.paths.append("settings")
+
+    complaints = []
+    for name, value in (("installation_id", "2"), ("api_url", "https://api.github.com")):
+        changed.connection.CopyFrom(made)
+        changed.connection.settings[name] = value
+        complaints.append(await refused(office.user().UpdateConnection(changed)))
+
+    assert [each.reason for each in complaints] == ["INVALID_REQUEST"] * 2
+    assert "connect it anew" in str(complaints[0])
 
 
 async def test_a_listing_that_cannot_be_made_says_why(office: Office) -> None:

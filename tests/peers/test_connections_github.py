@@ -65,7 +65,7 @@ async def use_connections(github: GitHub, address: str) -> str:
     """List, mint, cut down and probe as Connections does; a token cut down for a comment."""
     now = github.clock()
     egress = Egress(EgressRules.parse(address))
-    provider = github_app({"main": AppKey(PEM)})
+    provider = github_app({"main": AppKey(PEM, api_url=f"http://{address}")})
     values = {"app_id": str(APP_ID), "private_key": "main", "api_url": f"http://{address}"}
     settings = provider.parse_settings({**values, "installation_id": "1"})
     suspended = provider.parse_settings({**values, "installation_id": "2"})

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -40,6 +40,7 @@ from services.connections.providers.provider import ProviderSettings
 from services.runtime.errors import denied
 
 WHO = "GitHub"
+GITHUB_API = "https://api.github.com"
 # GitHub refuses app tokens of more than ten minutes, and clocks differ.
 _JWT_LIFETIME = timedelta(minutes=9)
 _CLOCK_SKEW = timedelta(minutes=1)
@@ -51,17 +52,30 @@ PERMISSION = re.compile(r"(?P<name>[a-z_]{1,64}):(?P<level>read|write|admin)")
 
 @dataclass(frozen=True, slots=True)
 class AppKey:
-    """A private key of the operator's, and the tenants that may act with it; None for every."""
+    """A private key of the operator's, the tenants that may act with it (None for every), and the
+    GitHub that it is for: what it proves is shown to no other host."""
 
     pem: str
     tenants: frozenset[str] | None = None
+    api_url: str = GITHUB_API
 
     def __repr__(self) -> str:
-        return f"AppKey(tenants={self.tenants!r})"
+        return f"AppKey(tenants={self.tenants!r}, api_url={self.api_url!r})"
+
+
+def checked_api_url(value: str) -> str:
+    """The URL as it is compared. Raises ValueError with what is wrong with it."""
+    origin_of(value)
+    return value.rstrip("/")
 
 
 class GitHubAppKeySettings(ProviderSettings):
     """Which app, and which of the operator's keys proves it."""
+
+    # Or whoever may edit a connection could have the app's live token sent to another host.
+    secret_bound: ClassVar[frozenset[str]] = frozenset(
+        {"app_id", "private_key", "api_url", "installation_id"}
+    )
 
     app_id: str = Field(
         pattern=r"^[A-Za-z0-9._-]{1,64}$", description="The app's id, or its client id."
@@ -71,16 +85,18 @@ class GitHubAppKeySettings(ProviderSettings):
         description="The name of the app's private key among the operator's keys.",
     )
     api_url: str = Field(
-        default="https://api.github.com",
+        default=GITHUB_API,
         max_length=512,
-        description="GitHub's API; another for GitHub Enterprise Server.",
+        description=(
+            "GitHub's API; another for GitHub Enterprise Server, as the operator wrote it beside "
+            "the key."
+        ),
     )
 
     @field_validator("api_url")
     @classmethod
     def _is_a_url(cls, value: str) -> str:
-        origin_of(value)
-        return value.rstrip("/")
+        return checked_api_url(value)
 
     def urls(self) -> dict[str, str]:
         """The API."""
@@ -95,14 +111,24 @@ class AppKeys:
         self._parsed: dict[str, RSAPrivateKey] = {}
 
     def check_tenant(self, tenant_id: str, settings: Any) -> None:
-        """Raise APP_KEY_NOT_ALLOWED when the operator keeps the key for others: whoever may use an
-        app's key reaches every account that installed the app."""
+        """Raise APP_KEY_NOT_ALLOWED when the operator keeps the key for others, or for another
+        GitHub: whoever may use an app's key, or is shown what it proves, reaches every account
+        that installed the app."""
         key = self._keys.get(settings.private_key)
-        if key is not None and key.tenants is not None and tenant_id not in key.tenants:
+        if key is None:
+            return
+        named = {"private_key": settings.private_key}
+        if key.tenants is not None and tenant_id not in key.tenants:
             raise denied(
                 "APP_KEY_NOT_ALLOWED",
                 "The operator does not let this tenant act with that private key.",
-                metadata={"private_key": settings.private_key},
+                metadata=named,
+            )
+        if settings.api_url != key.api_url:
+            raise denied(
+                "APP_KEY_NOT_ALLOWED",
+                f"That private key is for {key.api_url}: give this as api_url, or another key.",
+                metadata=named | {"api_url": key.api_url},
             )
 
     def proof(self, settings: GitHubAppKeySettings, now: datetime) -> str:
@@ -111,6 +137,12 @@ class AppKeys:
         if key is None:
             raise answer_invalid(
                 f"The operator has no private key named {settings.private_key!r}.",
+                maybe_done=False,
+            )
+        # Connections outlive the operator's settings: what was allowed once is checked each time.
+        if settings.api_url != key.api_url:
+            raise answer_invalid(
+                f"The private key {settings.private_key!r} is for another GitHub than this one.",
                 maybe_done=False,
             )
         claims = {

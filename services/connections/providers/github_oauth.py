@@ -17,7 +17,11 @@ from datetime import datetime, timedelta
 from services.connections.credential import BearerCredential
 from services.connections.providers.failures import answer_invalid, rejected
 from services.connections.providers.github_app import narrowed
-from services.connections.providers.github_installations import WHO, raise_for_limits
+from services.connections.providers.github_installations import (
+    GITHUB_API,
+    WHO,
+    raise_for_limits,
+)
 from services.connections.providers.http import Http, Request, json_object, token_field
 from services.connections.providers.oauth import OAuth, OAuthClient, OAuthServer
 from services.connections.providers.provider import (
@@ -28,8 +32,6 @@ from services.connections.providers.provider import (
     RefreshPolicy,
 )
 from services.connections.secret import AuthKind, Session
-
-GITHUB_API = "https://api.github.com"
 
 
 class GitHubOAuthSettings(ProviderSettings):

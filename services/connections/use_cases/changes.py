@@ -95,11 +95,13 @@ class Changes:
             raise invalid(*violations)
         new, old = settings.model_dump(mode="json"), before.settings
         if wanted.secret is None:
+            remedy = (
+                "connect it anew"
+                if AuthKind.GITHUB_APP in provider.auth_kinds
+                else "give the secret again to change it"
+            )
             violations += [
-                Violation(
-                    f"connection.settings.{name}",
-                    "decides where the secret goes: give the secret again to change it",
-                )
+                Violation(f"connection.settings.{name}", f"decides where the secret goes: {remedy}")
                 for name in sorted(settings.secret_bound)
                 if new.get(name) != old.get(name)
             ]

@@ -276,8 +276,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_INSTALLATIONS_NOT_SUPPORTED: _ErrorReason.ValueType  # 322
     """This kind of connection has no installations (FAILED_PRECONDITION)."""
     ERROR_REASON_APP_KEY_NOT_ALLOWED: _ErrorReason.ValueType  # 323
-    """The operator does not let this tenant use that private key
-    (PERMISSION_DENIED). Metadata "private_key" names it.
+    """The operator does not let this tenant use that private key, or keeps it
+    for another GitHub than settings.api_url (PERMISSION_DENIED). Metadata
+    "private_key" names it; "api_url", in the second case, is the GitHub that
+    it is for.
     """
     ERROR_REASON_GRANT_UNUSABLE: _ErrorReason.ValueType  # 200
     """The grant that a schedule or trigger names is unknown, revoked, expired,
@@ -624,8 +626,10 @@ ERROR_REASON_PROVIDER_MISMATCH: ErrorReason.ValueType  # 321
 ERROR_REASON_INSTALLATIONS_NOT_SUPPORTED: ErrorReason.ValueType  # 322
 """This kind of connection has no installations (FAILED_PRECONDITION)."""
 ERROR_REASON_APP_KEY_NOT_ALLOWED: ErrorReason.ValueType  # 323
-"""The operator does not let this tenant use that private key
-(PERMISSION_DENIED). Metadata "private_key" names it.
+"""The operator does not let this tenant use that private key, or keeps it
+for another GitHub than settings.api_url (PERMISSION_DENIED). Metadata
+"private_key" names it; "api_url", in the second case, is the GitHub that
+it is for.
 """
 ERROR_REASON_GRANT_UNUSABLE: ErrorReason.ValueType  # 200
 """The grant that a schedule or trigger names is unknown, revoked, expired,
