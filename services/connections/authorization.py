@@ -110,10 +110,11 @@ def binding_of(tenant_id: str, authorization_id: str, provider: str) -> Binding:
 
 
 def authorization_invalid() -> ServiceError:
-    """One answer for unknown, used, expired and foreign states: they must not be told apart."""
+    """One answer for unknown, used, expired and foreign states, and for another issuer's answer:
+    they must not be told apart."""
     return ServiceError(
         ErrorKind.FAILED_PRECONDITION,
         "AUTHORIZATION_INVALID",
-        "This authorization is unknown, used or over, or it was begun by somebody else; begin "
-        "again.",
+        "This authorization is unknown, used or over, it was begun by somebody else, or the answer "
+        "does not name the connection's issuer; begin again.",
     )

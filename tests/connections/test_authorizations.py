@@ -40,6 +40,7 @@ from tests.connections.oauth_server import CLIENT_ID, CLIENT_SECRET, OAuthServer
 from tests.databases import Clock, DatabaseFactory
 
 CALLBACK = "https://cogni.example.com/callback"
+ISSUER = "https://auth.example.com"
 CUT_OFF = timedelta(seconds=1.5)
 
 
@@ -79,7 +80,7 @@ class Office:
             "token_endpoint": f"http://{self.address}/token",
             "base_url": "https://api.example.com",
             "client_id": CLIENT_ID,
-            "issuer": "https://auth.example.com",
+            "issuer": ISSUER,
             "scopes": ["read"],
         }
 
@@ -96,7 +97,7 @@ class Office:
     async def connect(self, caller: Caller | None = None) -> Connection:
         caller = caller or user()
         state, code = await self.send_there(caller, self.wanted())
-        return await self.authorizations.complete(caller, state, "", code=code, error="")
+        return await self.authorizations.complete(caller, state, ISSUER, code=code, error="")
 
     async def state_of(self, made: Connection) -> tuple[State, StateReason]:
         found = await self.connections.get(user(), made.connection_id)
@@ -172,44 +173,45 @@ async def test_a_retried_begin_answers_with_the_same_page(office: Office) -> Non
 
 async def test_a_state_works_once(office: Office) -> None:
     state, code = await office.send_there(user(), office.wanted())
-    await office.authorizations.complete(user(), state, "", code=code, error="")
-    again = office.authorizations.complete(user(), state, "", code=code, error="")
+    await office.authorizations.complete(user(), state, ISSUER, code=code, error="")
+    again = office.authorizations.complete(user(), state, ISSUER, code=code, error="")
     assert await reason_of(again) == "AUTHORIZATION_INVALID"
 
 
 @pytest.mark.parametrize("stranger", [user("eve"), user(tenant_id="t2")])
 async def test_a_state_is_of_no_use_to_anybody_else(office: Office, stranger: Caller) -> None:
     state, code = await office.send_there(user(), office.wanted())
-    stolen = office.authorizations.complete(stranger, state, "", code=code, error="")
+    stolen = office.authorizations.complete(stranger, state, ISSUER, code=code, error="")
     assert await reason_of(stolen) == "AUTHORIZATION_INVALID"
-    assert await office.authorizations.complete(user(), state, "", code=code, error="")
+    assert await office.authorizations.complete(user(), state, ISSUER, code=code, error="")
 
 
 async def test_an_expired_state_is_refused(office: Office, clock: Clock) -> None:
     state, code = await office.send_there(user(), office.wanted())
     await clock.advance(office.database, timedelta(minutes=16))
-    late = office.authorizations.complete(user(), state, "", code=code, error="")
+    late = office.authorizations.complete(user(), state, ISSUER, code=code, error="")
     assert await reason_of(late) == "AUTHORIZATION_INVALID"
 
 
-async def test_an_answer_of_another_issuer_is_refused(office: Office) -> None:
+@pytest.mark.parametrize("issuer", ["https://evil.example.com", ""])
+async def test_an_answer_of_another_issuer_or_of_nobodys_is_refused(
+    office: Office, issuer: str
+) -> None:
     state, code = await office.send_there(user(), office.wanted())
-    mixed_up = office.authorizations.complete(
-        user(), state, "https://evil.example.com", code=code, error=""
-    )
+    mixed_up = office.authorizations.complete(user(), state, issuer, code=code, error="")
     assert await reason_of(mixed_up) == "AUTHORIZATION_INVALID"
     assert office.oauth.token_requests == [], "the code was not sent anywhere"
 
 
 async def test_a_person_who_says_no_is_told_apart(office: Office) -> None:
     state, _ = await office.send_there(user(), office.wanted())
-    denied = office.authorizations.complete(user(), state, "", code="", error="access_denied")
+    denied = office.authorizations.complete(user(), state, ISSUER, code="", error="access_denied")
     assert await reason_of(denied) == "AUTHORIZATION_DENIED"
 
 
 async def test_a_forged_code_is_rejected(office: Office) -> None:
     state, _ = await office.send_there(user(), office.wanted())
-    forged = office.authorizations.complete(user(), state, "", code="forged", error="")
+    forged = office.authorizations.complete(user(), state, ISSUER, code="forged", error="")
     assert await reason_of(forged) == "CREDENTIAL_REJECTED"
 
 
@@ -261,7 +263,7 @@ async def test_a_grant_that_the_provider_withdrew_needs_a_person_and_one_can_hel
 
     wanted = BeginWanted(new_id(), made.connection_id, None, (), "", "")
     state, code = await office.send_there(user(), wanted)
-    await office.authorizations.complete(user(), state, "", code=code, error="")
+    await office.authorizations.complete(user(), state, ISSUER, code=code, error="")
 
     assert await office.state_of(made) == (State.ACTIVE, StateReason.NONE)
     assert await office.lease(made)
@@ -324,9 +326,10 @@ async def pages(office: Office) -> AsyncIterator[str]:
 async def test_the_callback_completes_and_sends_the_person_on(office: Office, pages: str) -> None:
     wanted = office.wanted(return_uri="https://ui.example.com/done")
     state, code = await office.send_there(user(), wanted)
+    sent_back = {"state": state, "code": code, "iss": ISSUER}
     async with httpx.AsyncClient() as browser:
-        answer = await browser.get(f"{pages}/callback", params={"state": state, "code": code})
-        again = await browser.get(f"{pages}/callback", params={"state": state, "code": code})
+        answer = await browser.get(f"{pages}/callback", params=sent_back)
+        again = await browser.get(f"{pages}/callback", params=sent_back)
     assert answer.status_code == 303
     assert answer.headers["location"].startswith("https://ui.example.com/done?connection_id=")
     assert answer.headers["referrer-policy"] == "no-referrer"
@@ -342,8 +345,9 @@ async def test_the_callback_shows_a_plain_page_and_escapes_what_it_shows(
         "oauth2", "<script>alert(1)</script>", {}, office.settings(), CLIENT_SECRET, ()
     )
     state, code = await office.send_there(user(), office.wanted(new=new))
+    sent_back = {"state": state, "code": code, "iss": ISSUER}
     async with httpx.AsyncClient() as browser:
-        answer = await browser.get(f"{pages}/callback", params={"state": state, "code": code})
+        answer = await browser.get(f"{pages}/callback", params=sent_back)
     assert answer.status_code == 200
     assert "is connected" in answer.text
     assert "<script>" not in answer.text

@@ -45,7 +45,11 @@ class OAuth2Settings(ProviderSettings):
     issuer: str = Field(
         default="",
         max_length=2048,
-        description="The server's issuer identifier; given, answers of others are refused.",
+        description=(
+            "The identifier by which the server names itself in its answers (iss, RFC 9207): "
+            "given, answers of others, and answers that name nobody, are refused. Leave it out for "
+            "a server that sends no iss."
+        ),
     )
     scopes: tuple[str, ...] = Field(
         default=(), max_length=64, description="The scopes asked for unless a request says more."

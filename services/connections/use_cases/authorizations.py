@@ -191,8 +191,9 @@ class Authorizations:
     async def _complete(
         self, caller: Caller, stored: Authorization, issuer: str, code: str, error: str
     ) -> Connection:
-        # RFC 9207: an answer of another server means that its code belongs there (mix-up).
-        if issuer and stored.issuer and issuer != stored.issuer:
+        # RFC 9207: an answer of another server means that its code belongs there (mix-up). A server
+        # that names nobody could be any: who configures an issuer says that it names itself.
+        if stored.issuer and issuer != stored.issuer:
             raise authorization_invalid()
         if error:
             raise ServiceError(

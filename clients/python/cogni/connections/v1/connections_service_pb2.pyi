@@ -1029,8 +1029,8 @@ class CompleteAuthorizationRequest(_message.Message):
     state: _builtins.str
     """The state parameter. Required."""
     issuer: _builtins.str
-    """The iss parameter (RFC 9207), whenever the provider sent one: another
-    issuer's answer is then refused.
+    """The iss parameter (RFC 9207), whenever the provider sent one. A connection
+    whose settings name an issuer takes answers that name it, and no others.
     """
     code: _builtins.str
     """The code parameter."""

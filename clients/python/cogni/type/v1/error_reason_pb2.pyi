@@ -248,7 +248,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_REFRESH_NOT_SUPPORTED: _ErrorReason.ValueType  # 314
     """This kind of credential cannot be renewed (FAILED_PRECONDITION)."""
     ERROR_REASON_AUTHORIZATION_INVALID: _ErrorReason.ValueType  # 315
-    """The state is unknown, used, expired, or belongs to somebody else
+    """The state is unknown, used, expired, or belongs to somebody else, or the
+    answer does not name the issuer in the connection's settings
     (FAILED_PRECONDITION). Begin again.
     """
     ERROR_REASON_AUTHORIZATION_DENIED: _ErrorReason.ValueType  # 316
@@ -598,7 +599,8 @@ the RetryInfo delay.
 ERROR_REASON_REFRESH_NOT_SUPPORTED: ErrorReason.ValueType  # 314
 """This kind of credential cannot be renewed (FAILED_PRECONDITION)."""
 ERROR_REASON_AUTHORIZATION_INVALID: ErrorReason.ValueType  # 315
-"""The state is unknown, used, expired, or belongs to somebody else
+"""The state is unknown, used, expired, or belongs to somebody else, or the
+answer does not name the issuer in the connection's settings
 (FAILED_PRECONDITION). Begin again.
 """
 ERROR_REASON_AUTHORIZATION_DENIED: ErrorReason.ValueType  # 316
