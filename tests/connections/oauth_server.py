@@ -39,6 +39,7 @@ class OAuthServer:
     access_seconds: int = 3600
     delay_seconds: float = 0.0
     scope: str = "read write"
+    token_type: str = "Bearer"
     answer_instead: tuple[int, str, bytes] | None = None
     families: dict[str, Family] = field(default_factory=dict)
     codes: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -90,7 +91,7 @@ class OAuthServer:
         return {
             "access_token": f"CANARY-5d1f-access.{name}.{family.rotations}",
             "refresh_token": family.current,
-            "token_type": "Bearer",
+            "token_type": self.token_type,
             "expires_in": self.access_seconds,
             "scope": self.scope,
         }

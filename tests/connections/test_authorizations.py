@@ -296,6 +296,20 @@ async def test_only_a_clear_refusal_ends_a_connection(
     assert (state is State.NEEDS_REAUTH) == (reason == "CREDENTIAL_REJECTED")
 
 
+async def test_a_rotated_token_is_kept_although_its_answer_is_of_no_use(
+    office: Office, clock: Clock
+) -> None:
+    made = await office.connect()
+    await clock.advance(office.database, timedelta(hours=2))
+    office.oauth.token_type = "mac"
+    assert await reason_of(office.lease(made)) == "PROVIDER_ANSWER_INVALID"
+    assert await reason_of(office.lease(made)) == "PROVIDER_ANSWER_INVALID", "not asked again"
+    assert await office.state_of(made) == (State.ACTIVE, StateReason.NONE)
+    office.oauth.token_type = "Bearer"
+    await clock.advance(office.database, timedelta(minutes=6))
+    assert (await office.lease(made)).endswith(".2")
+
+
 async def test_a_slow_provider_is_cut_off_and_the_try_remembered(
     office: Office, clock: Clock, key_ring: KeyRing
 ) -> None:

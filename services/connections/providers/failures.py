@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from enum import StrEnum
 
+from services.connections.secret import Session
 from services.runtime.errors import ErrorKind, ServiceError
 
 DEFAULT_RETRY_AFTER = timedelta(seconds=5)
@@ -35,7 +36,8 @@ class ProviderError(Exception):
     """A failed call to a provider. Its message is ours and never quotes the answer.
 
     `maybe_done` is True when the provider may have acted all the same: the request left, and no
-    answer that settles it came back.
+    answer that settles it came back. `rotated` is what of an answer has to be kept although the
+    answer is of no use: the token that was presented for it works no more.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class ProviderError(Exception):
         cause: Cause = Cause.CREDENTIAL_REJECTED,
         retry_after: timedelta | None = None,
         maybe_done: bool = False,
+        rotated: Session | None = None,
     ) -> None:
         super().__init__(message)
         self.kind = kind
@@ -53,6 +56,7 @@ class ProviderError(Exception):
         self.cause = cause
         self.retry_after = min(retry_after, RETRY_AFTER_MAX) if retry_after else None
         self.maybe_done = maybe_done
+        self.rotated = rotated
 
     def to_service_error(self) -> ServiceError:
         """The same failure as the caller of an RPC sees it."""

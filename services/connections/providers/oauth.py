@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from urllib.parse import quote, urlencode, urlsplit
@@ -170,11 +170,15 @@ def _session(answer: Answer, server: OAuthServer, before: Session | None, now: d
     error = optional_text(content, "error")
     if error or answer.status != 200:
         raise _refusal(answer.status, error)
-    access_token = token_field(content, "access_token", who=_WHO)
-    token_type = optional_text(content, "token_type") or "bearer"
-    if token_type.lower() != "bearer":
-        raise answer_invalid(f"{_WHO} gives tokens that are not bearer tokens; no others work.")
     refresh_token = optional_token(content, "refresh_token", who=_WHO)
+    try:
+        access_token = _bearer(content)
+    except ProviderError as failure:
+        if before is not None and refresh_token:
+            # What was presented is used up: only with the next one can the grant go on.
+            values = {**before.values, "refresh_token": refresh_token}
+            failure.rotated = replace(before, values=values)
+        raise
     scope = optional_text(content, "scope")
     if before is not None:
         # RFC 6749 §6: what a refresh leaves out stays as it was.
@@ -187,6 +191,13 @@ def _session(answer: Answer, server: OAuthServer, before: Session | None, now: d
         account_id=before.account_id if before else "",
         account_name=before.account_name if before else "",
     )
+
+
+def _bearer(content: Mapping[str, Any]) -> str:
+    token_type = optional_text(content, "token_type") or "bearer"
+    if token_type.lower() != "bearer":
+        raise answer_invalid(f"{_WHO} gives tokens that are not bearer tokens; no others work.")
+    return token_field(content, "access_token", who=_WHO)
 
 
 def _expiry(

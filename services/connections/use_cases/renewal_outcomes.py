@@ -25,8 +25,13 @@ class Outcomes:
         self._vault = vault
         self._actor = actor
 
-    async def store(self, claimed: Claimed, session: Session) -> None:
+    async def store(
+        self, claimed: Claimed, session: Session, failure: ProviderError | None = None
+    ) -> None:
         """Put the answer in the place of what it was given for, unless that is gone.
+
+        With a failure, the session is what it left to keep: it is stored, the next renewal put off,
+        and the failure raised.
 
         When the claim was overtaken, somebody else may have presented the same token. If that ends
         the grant, the new session is due at once: the next answer tells, and names the loss.
@@ -59,9 +64,19 @@ class Outcomes:
             )
             if not stored:
                 return
-            await refreshes.finish(
-                tx, connection.tenant_id, connection.connection_id, maybe_done=doubted
-            )
+            if failure is None:
+                await refreshes.finish(
+                    tx, connection.tenant_id, connection.connection_id, maybe_done=doubted
+                )
+            else:
+                await refreshes.put_off(
+                    tx,
+                    connection.tenant_id,
+                    connection.connection_id,
+                    until=journal.now + put_off_for(failure, claimed.attempts),
+                    maybe_done=doubted,
+                    reason=failure.kind.value,
+                )
             # Also out of NEEDS_REAUTH: whoever declared it dead did not know this answer.
             await connections.change_state(
                 tx,
@@ -69,7 +84,7 @@ class Outcomes:
                 connection.connection_id,
                 State.ACTIVE,
                 values={
-                    "last_refresh_time": claimed.now,
+                    **({} if failure else {"last_refresh_time": claimed.now}),
                     "account_id": session.account_id or connection.account_id,
                     "account_name": session.account_name or connection.account_name,
                     "scopes": list(session.scopes or connection.scopes),
@@ -77,11 +92,14 @@ class Outcomes:
             )
             entry = self._entry(
                 claimed,
-                Decision.ALLOWED,
+                Decision.FAILED if failure else Decision.ALLOWED,
                 generation=claimed.generation + 1,
+                reason=failure.kind.value if failure else "",
                 overtaken=overtaken,
             )
             await access_log.append(tx, head, entry)
+        if failure is not None:
+            raise failure.to_service_error() from failure
 
     async def declare_dead(self, claimed: Claimed, failure: ProviderError) -> None:
         """End the connection after a verdict, and raise it.

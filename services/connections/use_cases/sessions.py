@@ -190,7 +190,9 @@ class Sessions:
         try:
             session = await self._ask_provider(claimed)
         except ProviderError as failure:
-            if is_verdict(failure):
+            if failure.rotated is not None:
+                await self._keep(claimed, failure.rotated, failure)
+            elif is_verdict(failure):
                 await self._outcomes.declare_dead(claimed, failure)
             else:
                 await self._outcomes.put_off(claimed, failure)
@@ -223,13 +225,15 @@ class Sessions:
         if not self._limits.may_send(held, single_use=single_use):
             raise ProviderError(FailureKind.UNAVAILABLE, "This process was held up.")
 
-    async def _keep(self, claimed: Claimed, session: Session) -> None:
+    async def _keep(
+        self, claimed: Claimed, session: Session, failure: ProviderError | None = None
+    ) -> None:
         # The provider has forgotten the old token by now, and nobody else has the new one: a
         # database that is away or busy for a moment must not cost the grant.
         deadline = time.monotonic() + self._limits.keep.total_seconds()
         while True:
             try:
-                return await self._outcomes.store(claimed, session)
+                return await self._outcomes.store(claimed, session, failure)
             except ServiceError as error:
                 if error.kind is not ErrorKind.UNAVAILABLE or time.monotonic() > deadline:
                     raise
