@@ -26,11 +26,16 @@ class RowKey:
 
 @dataclass(frozen=True, slots=True)
 class KeyRotation:
-    """One pass over all tenants' credentials; `after` is the last row it has dealt with."""
+    """One pass over all tenants' credentials; `after` is the last row it has dealt with.
+
+    `begun_in_tenant` is whose log tells of it: the tenant of who asked first; "" when that was a
+    release that did not write it down.
+    """
 
     rotation_id: str
     key_id: str
     state: RotationState
+    begun_in_tenant: str
     total_rows: int
     rotated_rows: int
     failed_rows: int

@@ -236,6 +236,7 @@ key_rotations = Table(
     _id("request_id"),
     _text("key_id"),
     _text("state"),
+    _text("begun_in_tenant"),
     Column("total_rows", BigInteger),
     Column("rotated_rows", BigInteger),
     Column("failed_rows", BigInteger),

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import pytest
 from typer.testing import CliRunner
 
@@ -138,7 +139,10 @@ async def test_a_key_that_the_operator_keeps_for_others_is_refused_and_on_record
     records = await stranger.ListAccessRecords(messages.ListAccessRecordsRequest())
 
     assert (listing.reason, creating.reason) == ("APP_KEY_NOT_ALLOWED", "APP_KEY_NOT_ALLOWED")
-    assert [record.reason for record in records.records] == ["APP_KEY_NOT_ALLOWED"]
+    assert [(each.action, each.reason) for each in records.records] == [
+        (access_record_pb2.ACCESS_ACTION_CREATE_CONNECTION, "APP_KEY_NOT_ALLOWED"),
+        (access_record_pb2.ACCESS_ACTION_LIST_INSTALLATIONS, "APP_KEY_NOT_ALLOWED"),
+    ]
     assert office.github.exchanges == []
 
 
@@ -177,6 +181,22 @@ async def test_a_connection_of_an_app_stays_with_its_installation(office: Office
 
     assert [each.reason for each in complaints] == ["INVALID_REQUEST"] * 2
     assert "connect it anew" in str(complaints[0])
+
+
+async def test_a_use_of_an_apps_key_that_makes_no_connection_is_on_record(office: Office) -> None:
+    with pytest.raises(grpc.aio.AioRpcError):
+        await office.connect("404")
+
+    records = await office.user().ListAccessRecords(messages.ListAccessRecordsRequest())
+
+    assert len(office.github.exchanges) == 1
+    [record] = records.records
+    assert (record.action, record.decision, record.provider, record.reason) == (
+        access_record_pb2.ACCESS_ACTION_CREATE_CONNECTION,
+        access_record_pb2.ACCESS_DECISION_FAILED,
+        "github_app",
+        "CREDENTIAL_REJECTED",
+    )
 
 
 async def test_a_listing_that_cannot_be_made_says_why(office: Office) -> None:

@@ -8,14 +8,15 @@ from dataclasses import replace
 
 import pytest
 
+from services.connections.access_log import RecordFilter
 from services.connections.key_rotation import KeyRotation, RotationState
 from services.connections.keyring import KeyRing
-from services.connections.store import key_rotations
+from services.connections.store import access_log, key_rotations
 from services.connections.use_cases import key_rotation
 from services.connections.use_cases.key_rotation import KeyRotations
 from services.runtime.caller import Caller
 from services.runtime.database import Database
-from services.runtime.errors import ServiceError
+from services.runtime.errors import ErrorKind, ServiceError
 from services.runtime.ids import new_id
 from tests.connections.conftest import create_wanted, lease_wanted, make_world, runner, user
 from tests.databases import DatabaseFactory
@@ -154,6 +155,45 @@ async def test_a_damaged_row_fails_the_rotation_and_stays_as_it_is(db: Database)
     done = await rotate(db)
 
     assert (done.state, done.rotated_rows, done.failed_rows) == (RotationState.FAILED, 3, 1)
+
+
+async def test_the_beginning_and_the_end_of_a_rotation_are_on_record_with_them(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make_world(db, OLD_RING).connect(user())
+    rotations = KeyRotations(db, BOTH)
+    with monkeypatch.context() as broken:
+        broken.setattr(access_log, "append", unable)
+        with pytest.raises(ServiceError, match="no room"):
+            await rotations.begin(ADMIN, new_id(), "")
+    with pytest.raises(ServiceError, match="No keys"):
+        await rotations.get(ADMIN, "")
+    await rotations.begin(ADMIN, new_id(), "")
+    with monkeypatch.context() as broken:
+        broken.setattr(access_log, "append", unable)
+        with pytest.raises(ServiceError, match="no room"):
+            await work(rotations)
+    assert (await rotations.get(ADMIN, "")).state is RotationState.RUNNING
+    await work(rotations)
+    done = await rotations.get(ADMIN, "")
+
+    async with db.tenant("t1") as tx:
+        begun, ended = await access_log.read_records(
+            tx,
+            "t1",
+            RecordFilter(action="ROTATE_KEYS"),
+            after_sequence=None,
+            oldest_first=True,
+            limit=9,
+        )
+    told = {"rotation_id": done.rotation_id, "key_id": "k2"}
+    assert (begun.entry.actor, begun.entry.details) == ("user:ann", told)
+    assert ended.entry.details == told | {"state": "SUCCEEDED", "rotated": "2", "failed": "0"}
+    assert done.state is RotationState.SUCCEEDED
+
+
+async def unable(*arguments: object) -> None:
+    raise ServiceError(ErrorKind.UNAVAILABLE, "UNAVAILABLE", "no room")
 
 
 async def test_a_second_request_finds_the_pass_under_way(db: Database) -> None:

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 
+from services.connections import batching
 from services.connections.access_log import Decision, Record, RecordFilter, first_break
 from services.connections.credential import BearerCredential
 from services.connections.lease import Target
@@ -51,6 +52,21 @@ async def test_a_connection_that_the_grant_does_not_name_is_refused(world: World
         await refused(world, runner("another"), lease_wanted(made.connection_id))
         == "CONNECTION_NOT_GRANTED"
     )
+
+
+async def test_a_lease_for_which_too_many_wait_is_refused_on_record(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await world.connect(user())
+    await world.leases.lease(runner(made.connection_id), lease_wanted(made.connection_id))
+    monkeypatch.setattr(batching, "WAITING_MAX", 0)
+
+    wanted = lease_wanted(made.connection_id, invocation_id="inv-2")
+    assert await refused(world, runner(made.connection_id), wanted) == "LIMIT_EXCEEDED"
+
+    entry = (await records(world))[-1].entry
+    assert (entry.decision, entry.reason) == (Decision.DENIED, "LIMIT_EXCEEDED")
+    assert entry.invocation_id == "inv-2"
 
 
 async def test_another_tenants_connection_is_not_found_even_when_named(world: World) -> None:

@@ -35,7 +35,9 @@ class Rewrapped:
     wrapped_key: bytes
 
 
-async def begin(tx: AsyncConnection, rotation_id: str, request_id: str, key_id: str) -> KeyRotation:
+async def begin(
+    tx: AsyncConnection, tenant_id: str, rotation_id: str, request_id: str, key_id: str
+) -> KeyRotation:
     """Begin a pass, or find the one of this request, or the one that runs."""
     known = await _find(tx, key_rotations.c.request_id == request_id)
     running = known or await _find(tx, key_rotations.c.state == RotationState.RUNNING.value)
@@ -49,6 +51,7 @@ async def begin(tx: AsyncConnection, rotation_id: str, request_id: str, key_id: 
             request_id=request_id,
             key_id=key_id,
             state=RotationState.RUNNING.value,
+            begun_in_tenant=tenant_id,
             total_rows=total,
         )
         # Another call began at this moment: its pass is found below.
@@ -129,13 +132,17 @@ async def advance(
     )
 
 
-async def finish(tx: AsyncConnection, rotation_id: str, state: RotationState) -> None:
-    """End the pass."""
-    await tx.execute(
+async def finish(tx: AsyncConnection, rotation_id: str, state: RotationState) -> bool:
+    """End the pass; False when another process has ended it."""
+    ended = await tx.execute(
         update(key_rotations)
-        .where(key_rotations.c.rotation_id == rotation_id)
+        .where(
+            key_rotations.c.rotation_id == rotation_id,
+            key_rotations.c.state == RotationState.RUNNING.value,
+        )
         .values(state=state.value, update_time=func.cogni_now(), finish_time=func.cogni_now())
     )
+    return ended.rowcount == 1
 
 
 async def left(tx: AsyncConnection, key_id: str) -> int:
@@ -169,6 +176,7 @@ def _rotation(row: RowMapping) -> KeyRotation:
         rotation_id=row["rotation_id"],
         key_id=row["key_id"],
         state=RotationState(row["state"]),
+        begun_in_tenant=row["begun_in_tenant"],
         total_rows=row["total_rows"],
         rotated_rows=row["rotated_rows"],
         failed_rows=row["failed_rows"],

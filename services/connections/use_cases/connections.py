@@ -27,6 +27,7 @@ from services.connections.vault import Binding
 from services.runtime.caller import Caller
 from services.runtime.database import Database
 from services.runtime.errors import (
+    ServiceError,
     Violation,
     invalid,
     limit,
@@ -61,13 +62,23 @@ class Connections:
         """Check, seal and store; the same connection for a repeated request."""
         provider = self._catalogue.get(wanted.provider)
         provider.check_configured()
-        settings = self._checked(caller.tenant_id, provider, wanted)
+        settings = self._checked(provider, wanted)
+        try:
+            provider.check_tenant(caller.tenant_id, settings)
+        except ServiceError as refusal:
+            await self._record(caller, wanted, Decision.DENIED, refusal.reason)
+            raise
         repeated = await self._repeated(caller, wanted)
         if repeated is not None:
             return repeated
         async with self._database.tenant(caller.tenant_id) as tx:
             now = (await credentials.get(tx, caller.tenant_id, new_id())).now
-        session = await self._first_session(provider, settings, wanted, now)
+        try:
+            session = await self._first_session(provider, settings, wanted, now)
+        except ProviderError as failure:
+            error = failure.to_service_error()
+            await self._record(caller, wanted, Decision.FAILED, error.reason)
+            raise error from failure
         try:
             return await self._store(caller, wanted, provider, settings, session, now)
         except _RaceLostError:
@@ -129,9 +140,7 @@ class Connections:
             )
         return ended
 
-    def _checked(
-        self, tenant_id: str, provider: Provider, wanted: CreateWanted
-    ) -> ProviderSettings:
+    def _checked(self, provider: Provider, wanted: CreateWanted) -> ProviderSettings:
         violations = provider.secret_violations(wanted.secret)
         kind = wanted.secret.kind if wanted.secret else provider.auth_kinds[0]
         if wanted.auth_kind not in (None, kind):
@@ -142,8 +151,16 @@ class Connections:
         violations += provider.url_violations(settings, self._egress_rules)
         if violations:
             raise invalid(*violations)
-        provider.check_tenant(tenant_id, settings)
         return settings
+
+    async def _record(
+        self, caller: Caller, wanted: CreateWanted, decision: Decision, reason: str
+    ) -> None:
+        entry = entry_by(caller, Action.CREATE_CONNECTION, decision)
+        async with self._database.tenant(caller.tenant_id) as tx:
+            await access_log.record(
+                tx, caller.tenant_id, replace(entry, provider=wanted.provider, reason=reason)
+            )
 
     async def _repeated(self, caller: Caller, wanted: CreateWanted) -> Connection | None:
         """What this request made before; raises REQUEST_ID_REUSED when it asked otherwise."""
@@ -178,10 +195,7 @@ class Connections:
         needless = wanted.secret is None and AuthKind.GITHUB_APP not in provider.auth_kinds
         if provider.sessions is None or skip or needless:
             return None
-        try:
-            return await provider.sessions.begin(Material(settings, wanted.secret), self._http, now)
-        except ProviderError as failure:
-            raise failure.to_service_error() from failure
+        return await provider.sessions.begin(Material(settings, wanted.secret), self._http, now)
 
     async def _store(
         self,

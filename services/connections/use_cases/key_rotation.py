@@ -6,9 +6,7 @@ import asyncio
 import time
 from dataclasses import replace
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
-from services.connections.access_log import Action, Decision
+from services.connections.access_log import Action, Decision, Entry
 from services.connections.callers import entry_by
 from services.connections.key_rotation import KeyRotation, RotationState, RowKey
 from services.connections.keyring import KeyEncryption
@@ -32,12 +30,18 @@ class KeyRotations:
     """RotateKeys, GetKeyRotation, and the job that does the work."""
 
     def __init__(
-        self, database: Database, keys: KeyEncryption, *, operator_tenant: str = ""
+        self,
+        database: Database,
+        keys: KeyEncryption,
+        *,
+        operator_tenant: str = "",
+        actor: str = "service:connections",
     ) -> None:
         """An empty `operator_tenant` lets every tenant's administrators rotate."""
         self._database = database
         self._keys = keys
         self._operator_tenant = operator_tenant
+        self._actor = actor
 
     async def begin(self, caller: Caller, request_id: str, key_id: str) -> KeyRotation:
         """Begin a pass, or find the one under way."""
@@ -51,14 +55,12 @@ class KeyRotations:
                 "key into the ring of every server, make it active, restart them, then rotate.",
                 metadata={"key_id": key_id},
             )
+        tenant_id = caller.tenant_id
         async with self._database.jobs() as tx:
-            begun = await key_rotations.begin(tx, new_id(), request_id, active)
-        entry = replace(
-            entry_by(caller, Action.ROTATE_KEYS, Decision.ALLOWED),
-            details={"key_id": begun.key_id, "rotation_id": begun.rotation_id},
-        )
-        async with self._database.tenant(caller.tenant_id) as tx:
-            await access_log.record(tx, caller.tenant_id, entry)
+            head = await access_log.lock_head(tx, tenant_id)
+            begun = await key_rotations.begin(tx, tenant_id, new_id(), request_id, active)
+            entry = entry_by(caller, Action.ROTATE_KEYS, Decision.ALLOWED)
+            await access_log.append(tx, head, replace(entry, details=_names(begun)))
         return begun
 
     async def get(self, caller: Caller, rotation_id: str) -> KeyRotation:
@@ -80,18 +82,28 @@ class KeyRotations:
             if rotation is None or rotation.key_id != self._keys.active_key_id:
                 return False
             rows = await key_rotations.next_rows(tx, rotation.key_id, rotation.after)
-            if not rows:
-                return await self._end(tx, rotation)
-            done, failed = await self._rewrap(rows)
-            await key_rotations.rewrap(tx, rotation.key_id, done)
-            last = rows[len(done) + failed - 1].binding
-            await key_rotations.advance(
-                tx,
-                rotation.rotation_id,
-                after=RowKey(last.tenant_id, last.connection_id, last.kind),
-                rotated=len(done),
-                failed=rotation.failed_rows + failed,
-            )
+            if rows:
+                done, failed = await self._rewrap(rows)
+                await key_rotations.rewrap(tx, rotation.key_id, done)
+                last = rows[len(done) + failed - 1].binding
+                await key_rotations.advance(
+                    tx,
+                    rotation.rotation_id,
+                    after=RowKey(last.tenant_id, last.connection_id, last.kind),
+                    rotated=len(done),
+                    failed=rotation.failed_rows + failed,
+                )
+                return True
+            left = await key_rotations.left(tx, rotation.key_id)
+            if left > rotation.failed_rows:
+                # Written behind the pass by a server with an older ring: go round again.
+                await key_rotations.advance(
+                    tx, rotation.rotation_id, after=None, rotated=0, failed=0
+                )
+                return True
+            if left == 0 and await key_rotations.open_authorizations(tx, rotation.key_id):
+                return False
+        await self._end(rotation, RotationState.FAILED if left else RotationState.SUCCEEDED)
         return True
 
     async def _rewrap(self, rows: list[StoredCredential]) -> tuple[list[Rewrapped], int]:
@@ -111,18 +123,31 @@ class KeyRotations:
                 await asyncio.sleep(0)
         return done, failed
 
-    async def _end(self, tx: AsyncConnection, rotation: KeyRotation) -> bool:
-        left = await key_rotations.left(tx, rotation.key_id)
-        if left > rotation.failed_rows:
-            # Written behind the pass by a server with an older ring: go round again.
-            await key_rotations.advance(tx, rotation.rotation_id, after=None, rotated=0, failed=0)
-            return True
-        if left == 0 and await key_rotations.open_authorizations(tx, rotation.key_id):
-            return False
-        state = RotationState.FAILED if left else RotationState.SUCCEEDED
-        await key_rotations.finish(tx, rotation.rotation_id, state)
-        return True
+    async def _end(self, rotation: KeyRotation, state: RotationState) -> None:
+        # A transaction of its own: one that records takes the head first.
+        tenant_id = rotation.begun_in_tenant
+        async with self._database.jobs() as tx:
+            head = await access_log.lock_head(tx, tenant_id) if tenant_id else None
+            if not await key_rotations.finish(tx, rotation.rotation_id, state) or head is None:
+                return
+            succeeded = state is RotationState.SUCCEEDED
+            entry = Entry(
+                Action.ROTATE_KEYS,
+                Decision.ALLOWED if succeeded else Decision.FAILED,
+                self._actor,
+                details={
+                    **_names(rotation),
+                    "state": state.value,
+                    "rotated": str(rotation.rotated_rows),
+                    "failed": str(rotation.failed_rows),
+                },
+            )
+            await access_log.append(tx, head, entry)
 
     def _check_operator(self, caller: Caller) -> None:
         if self._operator_tenant and caller.tenant_id != self._operator_tenant:
             raise denied("CALLER_NOT_ALLOWED", "Keys are rotated by the operator's tenant only.")
+
+
+def _names(rotation: KeyRotation) -> dict[str, str]:
+    return {"key_id": rotation.key_id, "rotation_id": rotation.rotation_id}

@@ -73,8 +73,13 @@ class Leases:
                 await self._record_refusal(caller, wanted, refusal)
                 raise
             asked = _asked(caller, wanted, ready)
-            # Recorded whatever comes of it, unless it is stale.
-            decided = await self._gifts.submit(tenant_id, asked)
+            try:
+                # Recorded whatever comes of it, unless it is stale.
+                decided = await self._gifts.submit(tenant_id, asked)
+            except ServiceError as refusal:
+                if refusal.reason == "LIMIT_EXCEEDED":
+                    await self._record_refusal(caller, wanted, refusal)
+                raise
             if decided.outcome == "":
                 assert decided.expire_time is not None
                 session = known.stored.session
