@@ -245,6 +245,24 @@ async def test_a_connection_follows_its_installation_and_comes_back_with_it(
     assert (await office.state(made))[0] == "ACTIVE"
 
 
+async def test_a_connection_whose_installation_was_removed_is_revoked_for_good(
+    office: Office,
+) -> None:
+    office.github.install(1, "org-1")
+    made = (await office.connect("1")).connection_id
+    refresh = messages.RefreshConnectionRequest(connection_id=made, force=True)
+
+    del office.github.installations[1]
+    removed = await refused(office.user().RefreshConnection(refresh))
+    state = await office.state(made)
+    asked = len(office.github.exchanges)
+    again = await refused(office.user().RefreshConnection(refresh))
+
+    assert (removed.reason, again.reason) == ("CREDENTIAL_REJECTED", "CONNECTION_REVOKED")
+    assert state == ("REVOKED", "WITHDRAWN_AT_PROVIDER")
+    assert len(office.github.exchanges) == asked
+
+
 async def test_the_command_line_lists_connects_and_renews(
     office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:

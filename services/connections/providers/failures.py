@@ -37,7 +37,8 @@ class ProviderError(Exception):
 
     `maybe_done` is True when the provider may have acted all the same: the request left, and no
     answer that settles it came back. `rotated` is what of an answer has to be kept although the
-    answer is of no use: the token that was presented for it works no more.
+    answer is of no use: the token that was presented for it works no more. `for_good` says of a
+    rejection that nobody can ever undo it.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class ProviderError(Exception):
         retry_after: timedelta | None = None,
         maybe_done: bool = False,
         rotated: Session | None = None,
+        for_good: bool = False,
     ) -> None:
         super().__init__(message)
         self.kind = kind
@@ -57,6 +59,7 @@ class ProviderError(Exception):
         self.retry_after = min(retry_after, RETRY_AFTER_MAX) if retry_after else None
         self.maybe_done = maybe_done
         self.rotated = rotated
+        self.for_good = for_good
 
     def to_service_error(self) -> ServiceError:
         """The same failure as the caller of an RPC sees it."""
@@ -76,9 +79,11 @@ class ProviderError(Exception):
         )
 
 
-def rejected(message: str, cause: Cause = Cause.CREDENTIAL_REJECTED) -> ProviderError:
+def rejected(
+    message: str, cause: Cause = Cause.CREDENTIAL_REJECTED, *, for_good: bool = False
+) -> ProviderError:
     """The provider knows the credential and refuses it."""
-    return ProviderError(FailureKind.REJECTED, message, cause=cause)
+    return ProviderError(FailureKind.REJECTED, message, cause=cause, for_good=for_good)
 
 
 def answer_invalid(message: str, *, maybe_done: bool = True) -> ProviderError:

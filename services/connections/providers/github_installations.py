@@ -241,6 +241,8 @@ def raise_for_refusal(answer: Answer) -> None:
         raise rejected(
             "GitHub knows no such installation of the app, or it is suspended.",
             Cause.WITHDRAWN_AT_PROVIDER,
+            # Who installs the app again gets another installation.
+            for_good=answer.status == 404,
         )
 
 

@@ -133,7 +133,7 @@ class Outcomes:
                 tx,
                 tenant_id,
                 connection_id,
-                State.NEEDS_REAUTH,
+                State.REVOKED if failure.for_good else State.NEEDS_REAUTH,
                 reason=reason,
                 message=STATE_MESSAGES.get(reason, ""),
             )

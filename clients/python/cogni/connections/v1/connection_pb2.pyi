@@ -43,8 +43,9 @@ class _ConnectionStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Conne
     CONNECTION_NEEDS_REAUTH until then.
     """
     CONNECTION_STATE_REVOKED: _ConnectionState.ValueType  # 4
-    """Withdrawn for good, here or at the provider. Leases are refused with
-    CONNECTION_REVOKED.
+    """Withdrawn at the provider so that nobody can bring it back, for example the
+    installation of an app that was removed. Leases are refused with
+    CONNECTION_REVOKED. Create another connection, and delete this one.
     """
 
 class ConnectionState(_ConnectionState, metaclass=_ConnectionStateEnumTypeWrapper):
@@ -65,8 +66,9 @@ UpdateConnection with a secret for the others. Leases are refused with
 CONNECTION_NEEDS_REAUTH until then.
 """
 CONNECTION_STATE_REVOKED: ConnectionState.ValueType  # 4
-"""Withdrawn for good, here or at the provider. Leases are refused with
-CONNECTION_REVOKED.
+"""Withdrawn at the provider so that nobody can bring it back, for example the
+installation of an app that was removed. Leases are refused with
+CONNECTION_REVOKED. Create another connection, and delete this one.
 """
 Global___ConnectionState: _TypeAlias = ConnectionState  # noqa: Y015
 
@@ -95,7 +97,9 @@ class _ConnectionStateReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[
     tampered with. Nothing is ever leased from it.
     """
     CONNECTION_STATE_REASON_REVOKED_BY_CALLER: _ConnectionStateReason.ValueType  # 6
-    """Somebody revoked it here."""
+    """Not sent yet. Who withdraws a connection here deletes it (DeleteConnection)
+    or ends its leases (RevokeLeases).
+    """
     CONNECTION_STATE_REASON_ACCOUNT_SUSPENDED: _ConnectionStateReason.ValueType  # 7
     """The provider's account is suspended, deactivated or taken down."""
 
@@ -121,7 +125,9 @@ CONNECTION_STATE_REASON_CREDENTIAL_UNREADABLE: ConnectionStateReason.ValueType  
 tampered with. Nothing is ever leased from it.
 """
 CONNECTION_STATE_REASON_REVOKED_BY_CALLER: ConnectionStateReason.ValueType  # 6
-"""Somebody revoked it here."""
+"""Not sent yet. Who withdraws a connection here deletes it (DeleteConnection)
+or ends its leases (RevokeLeases).
+"""
 CONNECTION_STATE_REASON_ACCOUNT_SUSPENDED: ConnectionStateReason.ValueType  # 7
 """The provider's account is suspended, deactivated or taken down."""
 Global___ConnectionStateReason: _TypeAlias = ConnectionStateReason  # noqa: Y015
