@@ -21,11 +21,16 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Checkup:
-    """Everything that was tried, and the connection afterwards."""
+    """Everything that was tried, and the connection afterwards.
+
+    `unknown_scopes` are the required ones of which the provider does not tell whether they are
+    granted.
+    """
 
     checks: tuple[Check, ...]
     missing_scopes: tuple[str, ...]
     connection: Connection
+    unknown_scopes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:

@@ -124,6 +124,7 @@ class ConnectionsServicer(stubs.ConnectionsServiceServicer):
             passed=checkup.passed,
             checks=[convert.check_message(check) for check in checkup.checks],
             missing_scopes=checkup.missing_scopes,
+            unknown_scopes=checkup.unknown_scopes,
             connection=convert.connection_message(checkup.connection, caller.owner),
         )
 

@@ -12,6 +12,8 @@ from services.connections.connection_requests import UpdateWanted
 from services.connections.keyring import KeyRing
 from services.connections.providers.catalogue import Catalogue
 from services.connections.providers.github_app import missing_permissions
+from services.connections.providers.github_oauth import github_oauth
+from services.connections.providers.provider import LeaseWish
 from services.connections.use_cases.changes import Changes
 from services.connections.use_cases.checkups import Checkups
 from services.runtime.errors import ServiceError
@@ -86,6 +88,24 @@ async def test_a_checkup_counts_a_higher_permission_as_the_lower_one(
 
     assert found.missing_scopes == ("contents:read",)
     assert not found.passed
+
+
+async def test_a_checkup_says_which_scopes_a_provider_does_not_tell_of(
+    database: DatabaseFactory, key_ring: KeyRing
+) -> None:
+    untold = github_oauth(None).missing_scopes
+    sessions = ScriptedSessions(scopes=())
+    world = make_world(await database("connections"), key_ring, sessions, missing_scopes=untold)
+    made = await world.connect(user())
+    catalogue = Catalogue([scripted_provider(sessions, missing_scopes=untold)])
+    checkups = Checkups(world.database, world.vault, catalogue, NoHttp(), world.renewals)
+
+    found = await checkups.test(user(), made.connection_id, ("issues:read",))
+
+    assert (found.missing_scopes, found.unknown_scopes) == ((), ("issues:read",))
+    assert found.passed
+    wanted = lease_wanted(made.connection_id, wish=LeaseWish(("issues:read",)))
+    assert await world.leases.lease(runner(made.connection_id), wanted)
 
 
 @pytest.mark.parametrize("failing", [RuntimeError("a defect of ours"), None])

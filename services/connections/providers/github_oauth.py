@@ -84,11 +84,6 @@ class ScopedTokens:
         }
 
 
-def _whatever_the_app_may(granted: tuple[str, ...], wanted: tuple[str, ...]) -> list[str]:
-    # GitHub does not tell what a person's token may do; it refuses when it is cut down or used.
-    return []
-
-
 def github_oauth(
     client: OAuthClient | None, *, site: str = "https://github.com", api: str = GITHUB_API
 ) -> Provider:
@@ -115,7 +110,8 @@ def github_oauth(
         sessions=oauth,
         oauth=oauth,
         narrow=ScopedTokens(client, api).narrow if client else None,
-        missing_scopes=_whatever_the_app_may,
+        # GitHub does not tell what a person's token may do; it refuses when it is cut down or used.
+        missing_scopes=None,
         supports_downscoping=True,
         renew_before=timedelta(minutes=20),
         credential_lifetime=timedelta(hours=8),

@@ -216,7 +216,8 @@ class Provider:
     probe: Probe | None = None
     oauth: OAuthFlow | None = None
     narrow: Narrow | None = None
-    missing_scopes: MissingScopes = _set_difference
+    #: None where the provider does not tell what it has granted.
+    missing_scopes: MissingScopes | None = _set_difference
     installations: Installations | None = None
     #: Raises ServiceError when the operator keeps what the settings name for other tenants.
     check_tenant: Callable[[str, Any], None] = _every_tenant

@@ -171,8 +171,10 @@ class Checkups:
                     reason=failed.reason if failed else "",
                 ),
             )
-        provider = self._catalogue.get(connection.provider)
-        missing = tuple(provider.missing_scopes(connection.scopes, required_scopes))
+        missing_scopes = self._catalogue.get(connection.provider).missing_scopes
+        if missing_scopes is None:
+            return Checkup(checks, (), connection, unknown_scopes=required_scopes)
+        missing = tuple(missing_scopes(connection.scopes, required_scopes))
         return Checkup(checks, missing, connection)
 
 

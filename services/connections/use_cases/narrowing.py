@@ -86,8 +86,9 @@ def _key(connection: Connection, generation: int, wish: LeaseWish) -> _Key:
 
 
 def check_scopes(provider: Provider, connection: Connection, wish: LeaseWish) -> None:
-    """Raise SCOPES_MISSING when the connection does not cover what a tool asked for."""
-    if not wish.scopes:
+    """Raise SCOPES_MISSING when the connection does not cover what a tool asked for, as far as its
+    provider tells: else it refuses when the credential is cut down or used."""
+    if not wish.scopes or provider.missing_scopes is None:
         return
     missing = provider.missing_scopes(connection.scopes, wish.scopes)
     if missing:

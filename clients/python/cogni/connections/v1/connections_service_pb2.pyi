@@ -499,8 +499,9 @@ class TestConnectionResponse(_message.Message):
     CHECKS_FIELD_NUMBER: _builtins.int
     MISSING_SCOPES_FIELD_NUMBER: _builtins.int
     CONNECTION_FIELD_NUMBER: _builtins.int
+    UNKNOWN_SCOPES_FIELD_NUMBER: _builtins.int
     passed: _builtins.bool
-    """True when every check passed and no scope is missing."""
+    """True when every check passed and no scope is known to be missing."""
     @_builtins.property
     def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConnectionCheck]:
         """What was tried, in order; the first that fails is the last."""
@@ -513,6 +514,12 @@ class TestConnectionResponse(_message.Message):
     def connection(self) -> _connection_pb2.Connection:
         """The connection after the test."""
 
+    @_builtins.property
+    def unknown_scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of required_scopes, those of which the provider does not tell whether it
+        has granted them: all of them for github_oauth. The first use tells.
+        """
+
     def __init__(
         self,
         *,
@@ -520,10 +527,11 @@ class TestConnectionResponse(_message.Message):
         checks: _abc.Iterable[Global___ConnectionCheck] | None = ...,
         missing_scopes: _abc.Iterable[_builtins.str] | None = ...,
         connection: _connection_pb2.Connection | None = ...,
+        unknown_scopes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["connection", b"connection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checks", b"checks", "connection", b"connection", "missing_scopes", b"missing_scopes", "passed", b"passed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checks", b"checks", "connection", b"connection", "missing_scopes", b"missing_scopes", "passed", b"passed", "unknown_scopes", b"unknown_scopes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
