@@ -72,6 +72,7 @@ def running_world(folder: Path) -> Iterator[World]:
         url = f"http://127.0.0.1:{server.server_port}"
         settings = {
             "COGNI_CONNECTIONS_EGRESS_ALLOW": url.removeprefix("http://"),
+            "COGNI_RUNNER_EGRESS_ALLOW": url.removeprefix("http://"),
             # A crash of the runner is noticed when its lease is over, and a runner on a busy
             # machine must be able to renew it.
             "COGNI_RUNNER_LEASE_SECONDS": "6",

@@ -8,8 +8,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from langchain_core.messages import HumanMessage
 from langchain_core.tools import ToolException
+
+from cogni.egress_rules import EgressRules
+from cogni.graph.egress import egress_allowed_by
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -79,6 +84,32 @@ async def test_the_newest_commits_of_a_repository_are_read(example, tmp_path: Pa
 async def test_a_source_that_is_not_there_is_told(example, tmp_path: Path) -> None:
     with pytest.raises(ToolException, match="can not be read: No such file"):
         await example("changes").read_changes.ainvoke({"source": str(tmp_path / "gone")})
+
+
+async def test_a_feed_is_read_where_the_operator_allows_it_and_no_further(example) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        if request.path == "/moved":
+            return web.Response(status=302, headers={"location": "http://169.254.169.254/"})
+        return web.Response(body=ATOM if request.path == "/feed" else b"x" * (4 * 1024 * 1024 + 1))
+
+    app = web.Application()
+    app.router.add_get("/{path}", answer)
+    told = []
+    async with TestServer(app) as server:
+        address = f"127.0.0.1:{server.port}"
+        download = example("changes")._download
+        with egress_allowed_by(EgressRules.parse(address)):
+            feed = await download(f"http://{address}/feed")
+            for path in ("moved", "large"):
+                with pytest.raises(ToolException) as refused:
+                    await download(f"http://{address}/{path}")
+                told.append(str(refused.value))
+        with pytest.raises(ToolException, match="may not call that server"):
+            await example("changes").read_changes.ainvoke({"source": f"https://{address}/feed"})
+
+    assert feed == ATOM
+    assert "has moved to http://169.254.169.254/" in told[0]
+    assert "too large" in told[1]
 
 
 def test_the_mock_answers_with_the_titles_and_fits_a_post(example) -> None:

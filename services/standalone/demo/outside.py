@@ -40,10 +40,15 @@ class Bluesky:
 
     @property
     def settings(self) -> dict[str, str]:
-        """Settings without which Connections refuses to call an address of this machine."""
+        """Settings without which neither Connections nor the tool calls an address of this
+        machine; they allow this one and no other."""
         if self.stand_in is None:
             return {}
-        return {"COGNI_CONNECTIONS_EGRESS_ALLOW": self.service_url.removeprefix("http://")}
+        address = self.service_url.removeprefix("http://")
+        return {
+            "COGNI_CONNECTIONS_EGRESS_ALLOW": address,
+            "COGNI_RUNNER_EGRESS_ALLOW": address,
+        }
 
     def sentence(self) -> str:
         """Says to whom the demo posts."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-import httpx
 from langchain_core.tools import BaseTool, StructuredTool, ToolException
 
+from cogni.graph.blocking import blocking
+from cogni.graph.egress import Answer, Egress, EgressError, EgressLimits
 from cogni.graph.invocation import Credential, credential, invocation_id
 from cogni.graph.policy import Effect, ToolPolicy, with_policy
 
@@ -18,6 +20,8 @@ from cogni.graph.policy import Effect, ToolPolicy, with_policy
 TEXT_LENGTH_MAX = 300
 
 TIMEOUT_SECONDS = 20.0
+ANSWER_BYTES_MAX = 64 * 1024
+_LIMITS = EgressLimits(total_seconds=TIMEOUT_SECONDS, answer_bytes_max=ANSWER_BYTES_MAX)
 
 _COLLECTION = "app.bsky.feed.post"
 _LINK = re.compile(rb"https?://[^\s)\]]+")
@@ -50,7 +54,26 @@ def link_facets(text: str) -> list[dict[str, Any]]:
     ]
 
 
-def _request(text: str, leased: Credential, key: str) -> httpx.Request:
+async def _post(text: str) -> dict[str, str]:
+    leased, key = credential(), record_key(invocation_id())
+    content = json.dumps(_content(text, leased, key)).encode()
+    url = f"{leased['service_url'].rstrip('/')}/xrpc/com.atproto.repo.putRecord"
+    headers = {
+        "authorization": f"Bearer {leased['access_jwt']}",
+        "content-type": "application/json",
+    }
+    async with Egress(_LIMITS) as egress:
+        try:
+            answer = await egress.exchange("POST", url, headers, content)
+        except EgressError as error:
+            if error.maybe_done:
+                # Nobody knows what became of it: that is no answer to give to a model.
+                raise
+            raise ToolException(f"Bluesky: {error}") from None
+    return _answer(answer, leased, key)
+
+
+def _content(text: str, leased: Credential, key: str) -> dict[str, Any]:
     if len(text) > TEXT_LENGTH_MAX:
         raise ToolException(
             f"the post has {len(text)} characters; shorten it to {TEXT_LENGTH_MAX} or fewer"
@@ -62,51 +85,32 @@ def _request(text: str, leased: Credential, key: str) -> httpx.Request:
     }
     if facets := link_facets(text):
         record["facets"] = facets
-    return httpx.Request(
-        "POST",
-        f"{leased['service_url'].rstrip('/')}/xrpc/com.atproto.repo.putRecord",
-        headers={"authorization": f"Bearer {leased['access_jwt']}"},
-        json={
-            "repo": leased["did"],
-            "collection": _COLLECTION,
-            "rkey": key,
-            "record": record,
-            # The record must not exist yet: a retry is told so instead of writing again.
-            "swapRecord": None,
-        },
-    )
+    return {
+        "repo": leased["did"],
+        "collection": _COLLECTION,
+        "rkey": key,
+        "record": record,
+        # The record must not exist yet: a retry is told so instead of writing again.
+        "swapRecord": None,
+    }
 
 
-def _answer(response: httpx.Response, leased: Credential, key: str) -> dict[str, str]:
-    body: Mapping[str, Any] = response.json() if response.content else {}
-    if response.status_code == 400 and body.get("error") == "InvalidSwap":
+def _answer(answer: Answer, leased: Credential, key: str) -> dict[str, str]:
+    body: Mapping[str, Any] = json.loads(answer.body) if answer.body else {}
+    if answer.status == 400 and body.get("error") == "InvalidSwap":
         return {"uri": f"at://{leased['did']}/{_COLLECTION}/{key}"}
-    if response.is_error:
+    if answer.status >= 300:
         raise ToolException(
-            f"Bluesky refused the post: {body.get('error', response.status_code)} "
+            f"Bluesky refused the post: {body.get('error', answer.status)} "
             f"{body.get('message', '')}".strip()
         )
     return {"uri": str(body["uri"])}
 
 
-def _post(text: str) -> dict[str, str]:
-    leased, key = credential(), record_key(invocation_id())
-    request = _request(text, leased, key)
-    with httpx.Client(timeout=TIMEOUT_SECONDS) as client:
-        return _answer(client.send(request), leased, key)
-
-
-async def _apost(text: str) -> dict[str, str]:
-    leased, key = credential(), record_key(invocation_id())
-    request = _request(text, leased, key)
-    async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS) as client:
-        return _answer(await client.send(request), leased, key)
-
-
 def _tool() -> BaseTool:
     declared = StructuredTool.from_function(
-        func=_post,
-        coroutine=_apost,
+        func=blocking(_post),
+        coroutine=_post,
         name="post_to_bluesky",
         description="Post a text of at most 300 characters to the team's Bluesky account.",
         handle_tool_error=True,
