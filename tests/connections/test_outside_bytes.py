@@ -6,7 +6,6 @@ Each is a short search here; with LONG=1 (make chaos ONLY=connections LONG=1) it
 from __future__ import annotations
 
 import json
-import os
 import ssl
 from contextlib import suppress
 from datetime import timedelta
@@ -14,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
@@ -23,7 +22,8 @@ from services.connections.adapters.egress import Egress
 from services.connections.authorization import state_hash
 from services.connections.callback import PATH, Callback
 from services.connections.connection import Connection
-from services.connections.convert import lease_message
+from services.connections.convert import installation_message, lease_message
+from services.connections.installation import ListedInstallation
 from services.connections.keyring import KeyRingError, parse_key_ring
 from services.connections.lease import Lease
 from services.connections.providers.bluesky import BLUESKY
@@ -57,99 +57,21 @@ from services.runtime.errors import ServiceError
 from services.runtime.paging import decode_page_token
 from services.runtime.settings import SettingsError
 from tests.connections.test_providers import NOW, PEM, Scripted, settings_of
-
-CANARY = "CANARYwhatwassent"
-TLS = ssl.create_default_context()
-# Too long to be drawn, and so shown, as themselves.
-LARGE = {
-    "deep": "[" * 100_000,
-    "digits": "9" * 5000,
-    "quotes": json.dumps({"access_token": '"' * 17_000, "token": '"' * 17_000}),
-    "words": json.dumps({"access_token": "a", "scope": "a " * 9000}),
-    "html": f"<html>{CANARY}",
-}
-LONG = settings(max_examples=3_000 if os.environ.get("LONG") else 60, deadline=None)
-
-# Everything JSON can spell, lone surrogates and numbers that Python reads beyond the standard too.
-texts = st.text(st.characters(exclude_categories=()), max_size=30)
-numbers = st.one_of(
-    st.integers(),
-    st.integers(-(10**40), 10**40),
-    st.floats(),
-    st.sampled_from([10**400, -1, 0, float("nan"), float("inf"), float("-inf"), 1e308]),
-)
-values = st.recursive(
-    st.one_of(st.none(), st.booleans(), numbers, texts),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(texts, inner, max_size=3)),
-    max_leaves=8,
-)
-tokens = st.one_of(
-    st.just("good.token"),
-    st.just(CANARY),
+from tests.outside_bytes import (
+    CANARY,
+    LARGE,
+    LONG,
+    bodies,
+    headers,
+    spelled,
+    statuses,
     texts,
-    st.just("a\nb: c"),
-    st.just("t\u00f6ken"),
+    times,
     values,
+    written_out,
 )
-times = st.one_of(
-    st.sampled_from(
-        ["2026-03-01T13:00:00Z", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "soon"]
-    ),
-    values,
-)
-answers_in_shape = st.fixed_dictionaries(
-    {},
-    optional={
-        "access_token": tokens,
-        "refresh_token": tokens,
-        "token": tokens,
-        "accessJwt": tokens,
-        "refreshJwt": tokens,
-        "token_type": st.one_of(st.just("bearer"), st.just(CANARY), values),
-        "expires_in": st.one_of(numbers, texts, st.just("9" * 11), values),
-        "expires_at": times,
-        "scope": st.one_of(texts, st.just("a\0b"), values),
-        "permissions": st.one_of(
-            st.dictionaries(st.one_of(st.just("issues"), texts), st.just("read")), values
-        ),
-        "did": st.one_of(st.just("did:plc:x"), values),
-        "handle": st.one_of(st.just("ann.test"), texts, values),
-        "active": values,
-        "error": st.one_of(st.just("invalid_grant"), st.just(CANARY), values),
-        "total_count": values,
-    },
-)
-bodies = st.one_of(
-    answers_in_shape.map(lambda content: json.dumps(content).encode()),
-    values.map(lambda content: json.dumps(content).encode()),
-    st.binary(max_size=60),
-    st.sampled_from([name.encode() for name in LARGE]),
-)
-dates = st.builds(
-    "{}, {} {} {} {}:{}:{} {}".format,
-    st.sampled_from(["Mon", "", "Xxx"]),
-    st.integers(-1, 99),
-    st.sampled_from(["Jan", "Feb", "Dec", "Nix"]),
-    st.integers(-1, 10**20),
-    st.integers(-1, 10**20),
-    st.integers(0, 99),
-    st.integers(0, 99),
-    st.one_of(st.just("GMT"), st.integers(-(10**20), 10**20).map("{:+d}".format)),
-)
-header_texts = st.one_of(
-    st.text(st.characters(max_codepoint=255), max_size=30), dates, st.integers().map(str)
-)
-headers = st.fixed_dictionaries(
-    {},
-    optional={
-        "retry-after": header_texts,
-        "ratelimit-reset": header_texts,
-        "x-ratelimit-reset": header_texts,
-        "x-ratelimit-remaining": st.sampled_from(["0", "1", "\xff"]),
-        "content-type": st.one_of(header_texts, st.just(f"text/{CANARY}")),
-    },
-)
-statuses = st.sampled_from([200, 201, 204, 302, 400, 401, 403, 404, 408, 422, 429, 500, 599])
+
+TLS = ssl.create_default_context()
 
 _CLIENT = OAuthClient("id", "s")
 _OAUTH2_SETTINGS = {
@@ -176,6 +98,7 @@ SESSION = Session(
     dict.fromkeys(("access_token", "refresh_token", "access_jwt", "refresh_jwt"), CANARY),
     NOW + timedelta(hours=1),
 )
+WISH = LeaseWish(("issues:write",), ("octo/hello",))
 
 
 def check_refusal(failure: ProviderError) -> None:
@@ -198,10 +121,6 @@ def usable(provider: Provider, material: Material, session: Session) -> None:
     assert all(" " <= character <= "~" for value in session.values.values() for character in value)
 
 
-def spelled(**content: Any) -> bytes:
-    return json.dumps(content).encode()
-
-
 # What once went wrong is tried each time.
 @given(st.sampled_from(PROVIDERS), statuses, headers, bodies)
 @example(PROVIDERS[-1], 400, {}, spelled(error=CANARY))
@@ -222,19 +141,22 @@ def spelled(**content: Any) -> bytes:
     spelled(token="t", expires_at="2026-03-01T13:00:00Z", permissions={"a\0": "read", "b": 1}),
 )
 @example(PROVIDERS[1], 201, {}, spelled(token="t", expires_at="0001-01-01T00:00:00+23:59"))
+@example(PROVIDERS[2], 200, {}, spelled(token="t\u00f6ken"))
+@example(PROVIDERS[2], 502, {}, b"html")
 @LONG
 async def test_no_answer_of_a_provider_is_misread(
     chosen: tuple[Provider, dict[str, Any]], status: int, given_headers: dict[str, str], body: bytes
 ) -> None:
     provider, values = chosen
     material = Material(settings_of(provider, **values), SECRET, SESSION)
-    content = LARGE[body.decode()].encode() if body.decode("latin-1") in LARGE else body
-    http = Scripted(Answer(status, given_headers, content))
+    http = Scripted(Answer(status, given_headers, written_out(body)))
     assert provider.sessions is not None
     asks = [provider.sessions.begin, provider.sessions.renew]
     if provider.oauth is not None:
         grant, flow = AuthorizationGrant("https://cb", "code", "verifier"), provider.oauth
         asks.append(lambda material, http, now: flow.exchange(material, grant, http, now))
+    if (narrow := provider.narrow) is not None:
+        asks.append(lambda material, http, now: narrow(material, WISH, http, now))
     for ask in asks:
         try:
             session = await ask(material, http, NOW)
@@ -247,6 +169,51 @@ async def test_no_answer_of_a_provider_is_misread(
             assert (await provider.probe(material, http, NOW)).isprintable()
         except ProviderError as failure:
             check_refusal(failure)
+
+
+listed = st.lists(
+    st.one_of(
+        st.fixed_dictionaries(
+            {"id": st.one_of(st.integers(), values)},
+            optional={
+                "account": st.one_of(
+                    st.fixed_dictionaries({}, optional={"id": values, "login": values}), values
+                ),
+                "html_url": st.one_of(texts, values),
+                "permissions": values,
+                "suspended_at": times,
+            },
+        ),
+        values,
+    ),
+    max_size=3,
+).map(lambda content: json.dumps(content).encode())
+
+
+@given(statuses, headers, st.one_of(listed, bodies))
+@example(200, {}, b"[null]")
+@example(200, {}, b'[{"id": true}]')
+@example(200, {}, spelled(id=1))
+@example(200, {}, b'[{"id": 1, "suspended_at": "0001-01-01T00:00:00+23:59"}]')
+@example(200, {}, b'[{"id": 1, "suspended_at": 7, "account": "a"}]')
+@example(502, {}, b"html")
+@LONG
+async def test_no_list_of_installations_is_misread(
+    status: int, given_headers: dict[str, str], body: bytes
+) -> None:
+    provider, values = PROVIDERS[1]
+    http = Scripted(Answer(status, given_headers, written_out(body)))
+    assert provider.installations is not None
+    try:
+        found, _ = await provider.installations.page(
+            settings_of(provider, **values), 1, 2, http, NOW
+        )
+    except ProviderError as failure:
+        check_refusal(failure)
+    else:
+        assert len(found) <= 2
+        for each in found:
+            installation_message(ListedInstallation(each, ())).SerializeToString()
 
 
 @given(headers)
