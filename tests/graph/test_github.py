@@ -172,7 +172,7 @@ async def test_a_refusal_says_what_is_missing_and_shows_no_token(hub: Hub) -> No
     assert hub.github.bodies(REPOSITORY, 7) == []
 
 
-async def test_an_answer_that_is_no_githubs_is_refused(hub: Hub) -> None:
+async def test_a_private_address_is_refused_unless_the_operator_allows_it(hub: Hub) -> None:
     with hub.leased():
         elsewhere = {"access_token": "ghs_x", "base_url": "https://10.0.0.1"}
         with serving(Invocation("inv-1", Credential("bearer", elsewhere))):

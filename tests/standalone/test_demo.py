@@ -8,9 +8,7 @@ from services.standalone.demo.outside import bluesky
 
 def test_the_stand_in_alone_is_allowed_and_only_where_it_listens(tmp_path: Path) -> None:
     own = bluesky({}, tmp_path, tmp_path)
-    real = bluesky(
-        {"BLUESKY_HANDLE": "ann.test", "BLUESKY_APP_PASSWORD": "p"}, tmp_path, tmp_path
-    )
+    real = bluesky({"BLUESKY_HANDLE": "ann.test", "BLUESKY_APP_PASSWORD": "p"}, tmp_path, tmp_path)
 
     address = own.service_url.removeprefix("http://")
     assert own.settings == {

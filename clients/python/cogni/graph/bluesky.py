@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +14,7 @@ from cogni.graph.blocking import blocking
 from cogni.graph.egress import Answer, Egress, EgressError, EgressLimits
 from cogni.graph.invocation import Credential, credential, invocation_id
 from cogni.graph.policy import Effect, ToolPolicy, with_policy
+from cogni.graph.reading import Fields, after_an_act, json_of, said
 
 #: https://docs.bsky.app: a post holds 300 graphemes. Characters are never fewer.
 TEXT_LENGTH_MAX = 300
@@ -23,6 +23,7 @@ TIMEOUT_SECONDS = 20.0
 ANSWER_BYTES_MAX = 64 * 1024
 _LIMITS = EgressLimits(total_seconds=TIMEOUT_SECONDS, answer_bytes_max=ANSWER_BYTES_MAX)
 
+_WHO = "Bluesky"
 _COLLECTION = "app.bsky.feed.post"
 _LINK = re.compile(rb"https?://[^\s)\]]+")
 _TID_ALPHABET = "234567abcdefghijklmnopqrstuvwxyz"
@@ -83,7 +84,11 @@ def _content(text: str, leased: Credential, key: str) -> dict[str, Any]:
         "text": text,
         "createdAt": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
     }
-    if facets := link_facets(text):
+    try:
+        facets = link_facets(text)
+    except UnicodeEncodeError:
+        raise ToolException("the post holds half characters, which cannot be sent") from None
+    if facets:
         record["facets"] = facets
     return {
         "repo": leased["did"],
@@ -96,15 +101,18 @@ def _content(text: str, leased: Credential, key: str) -> dict[str, Any]:
 
 
 def _answer(answer: Answer, leased: Credential, key: str) -> dict[str, str]:
-    body: Mapping[str, Any] = json.loads(answer.body) if answer.body else {}
-    if answer.status == 400 and body.get("error") == "InvalidSwap":
+    why = said(answer.body, "error", "message")
+    if answer.status == 400 and said(answer.body, "error") == "InvalidSwap":
         return {"uri": f"at://{leased['did']}/{_COLLECTION}/{key}"}
-    if answer.status >= 300:
-        raise ToolException(
-            f"Bluesky refused the post: {body.get('error', answer.status)} "
-            f"{body.get('message', '')}".strip()
-        )
-    return {"uri": str(body["uri"])}
+    if 300 <= answer.status < 500:
+        raise ToolException(f"Bluesky refused the post: {why or answer.status}")
+    with after_an_act():
+        if answer.status >= 500:
+            raise ToolException(f"Bluesky answered {answer.status} ({why or 'no message'}).")
+        uri = Fields(_WHO, json_of(_WHO, answer.body)).text("uri")
+        if not uri.startswith("at://"):
+            raise ToolException("Bluesky answered with something that is no post.")
+    return {"uri": uri}
 
 
 def _tool() -> BaseTool:

@@ -11,6 +11,7 @@ from cogni.graph.blocking import blocking
 from cogni.graph.github_api import GitHubApi, repository_path
 from cogni.graph.invocation import invocation_id
 from cogni.graph.policy import Effect, ToolPolicy, with_policy
+from cogni.graph.reading import Fields, after_an_act
 
 #: An app's installation first: it acts in its own name, and its token reaches one repository.
 PROVIDERS = ("github_app", "github_oauth")
@@ -45,15 +46,15 @@ async def _list(
         found, _ = await github.page(path, 1, size, state=state)
     return [
         {
-            "number": each["number"],
-            "title": each["title"],
+            "number": each.number("number"),
+            "title": each.text("title"),
             "author": _login(each),
-            "state": each["state"],
-            "draft": bool(each.get("draft")),
-            "branch": each["head"]["ref"],
-            "base": each["base"]["ref"],
-            "updated_at": each["updated_at"],
-            "url": each["html_url"],
+            "state": each.text("state"),
+            "draft": each.is_true("draft"),
+            "branch": each.inner("head").text("ref"),
+            "base": each.inner("base").text("ref"),
+            "updated_at": each.text("updated_at"),
+            "url": each.text("html_url"),
         }
         for each in found
     ]
@@ -67,15 +68,15 @@ async def _read(repository: str, number: int) -> list[dict[str, Any]]:
     files = []
     for each in found:
         # Absent for binary files and for very large changes.
-        patch = str(each.get("patch") or "")
+        patch = each.text_if_any("patch")
         shown = patch[:left]
         left -= len(shown)
         files.append(
             {
-                "file": each["filename"],
-                "status": each["status"],
-                "additions": each["additions"],
-                "deletions": each["deletions"],
+                "file": each.text("filename"),
+                "status": each.text("status"),
+                "additions": each.number("additions"),
+                "deletions": each.number("deletions"),
                 "patch": shown,
                 "cut_off": len(shown) < len(patch),
             }
@@ -96,10 +97,11 @@ async def _comment(repository: str, number: int, body: str) -> dict[str, Any]:
         made = await _own_comment(github, path, marker)
         if made is None:
             made = await github.post(path, {"body": text})
-    return {"url": made["html_url"], "comment_id": made["id"]}
+    with after_an_act():
+        return {"url": made.text("html_url"), "comment_id": made.number("id")}
 
 
-async def _own_comment(github: GitHubApi, path: str, marker: str) -> Any | None:
+async def _own_comment(github: GitHubApi, path: str, marker: str) -> Fields | None:
     """The comment that an earlier try of this invocation left, from the newest page backwards."""
     first, last = await github.page(path, 1, _PAGE_SIZE)
     for number in range(last, max(1, last - _PAGES_MAX), -1):
@@ -109,14 +111,14 @@ async def _own_comment(github: GitHubApi, path: str, marker: str) -> Any | None:
     return await _marked(github, first, marker)
 
 
-async def _marked(github: GitHubApi, page: list[Any], marker: str) -> Any | None:
+async def _marked(github: GitHubApi, page: list[Fields], marker: str) -> Fields | None:
     for each in page:
-        if str(each.get("body") or "").rstrip().endswith(marker) and await _ours(github, each):
+        if each.text_if_any("body").rstrip().endswith(marker) and await _ours(github, each):
             return each
     return None
 
 
-async def _ours(github: GitHubApi, comment: Any) -> bool:
+async def _ours(github: GitHubApi, comment: Fields) -> bool:
     """Whether we wrote it: others can copy a comment with its marker.
 
     An app's token is nobody's login, and GitHub does not tell it its own: then a bot wrote it,
@@ -124,13 +126,15 @@ async def _ours(github: GitHubApi, comment: Any) -> bool:
     """
     login = await github.login()
     if login is None:
-        return (comment.get("user") or {}).get("type") == "Bot"
+        user = comment.inner_if_any("user")
+        return user is not None and user.text_if_any("type") == "Bot"
     return _login(comment) == login
 
 
-def _login(resource: Any) -> str:
+def _login(resource: Fields) -> str:
+    user = resource.inner_if_any("user")
     # The account may be gone.
-    return str((resource.get("user") or {}).get("login") or "ghost")
+    return (user.text_if_any("login") if user else "") or "ghost"
 
 
 def _tool(work: Any, name: str, description: str, policy: ToolPolicy) -> BaseTool:

@@ -14,9 +14,11 @@ from langchain_core.tools import ToolException
 
 from cogni.graph.egress import Answer, Egress, EgressError, EgressLimits
 from cogni.graph.invocation import credential
+from cogni.graph.reading import Fields, after_an_act, json_of, said
 
 TIMEOUT_SECONDS = 20.0
 
+_WHO = "GitHub"
 # The version of the API whose answers are understood here.
 # https://docs.github.com/en/rest/about-the-rest-api/api-versions
 _VERSION = "2022-11-28"
@@ -53,30 +55,35 @@ class GitHubApi:
     ) -> None:
         await self._egress.__aexit__(kind, error, trace)
 
-    async def page(self, path: str, number: int, size: int, **query: str) -> tuple[list[Any], int]:
+    async def page(
+        self, path: str, number: int, size: int, **query: str
+    ) -> tuple[list[Fields], int]:
         """A page of a list, counted from 1, and the number of the last as GitHub says it."""
-        answer = await self._send("GET", path, {**query, "per_page": size, "page": number})
-        content = _content(answer)
+        wanted = {**query, "per_page": size, "page": number}
+        answer = _checked(await self._exchange("GET", path, wanted))
+        content = json_of(_WHO, answer.body)
         if not isinstance(content, list):
             raise ToolException("GitHub answered with something that is no list.")
         last = _LAST_PAGE.search(answer.headers.get("link", ""))
-        return content, int(last[1]) if last else number
+        return [Fields(_WHO, each) for each in content], int(last[1]) if last else number
 
-    async def post(self, path: str, content: Mapping[str, Any]) -> Any:
-        """Create something; what GitHub made of it."""
-        return _content(await self._send("POST", path, {}, json.dumps(content).encode()))
+    async def post(self, path: str, content: Mapping[str, Any]) -> Fields:
+        """Create something; what GitHub made of it.
+
+        Raises ToolException when GitHub says that it did not, EgressError when nobody knows.
+        """
+        answer = await self._exchange("POST", path, {}, json.dumps(content).encode())
+        if answer.status < 500:
+            _checked(answer)
+        with after_an_act():
+            return Fields(_WHO, json_of(_WHO, _checked(answer).body))
 
     async def login(self) -> str | None:
         """The person whose token it is; None for an app's, which is nobody's."""
         answer = await self._exchange("GET", "/user", {})
         if answer.status in (403, 404):
             return None
-        return str(_content(_checked(answer))["login"])
-
-    async def _send(
-        self, method: str, path: str, query: Mapping[str, Any], body: bytes = b""
-    ) -> Answer:
-        return _checked(await self._exchange(method, path, query, body))
+        return Fields(_WHO, json_of(_WHO, _checked(answer).body)).text("login")
 
     async def _exchange(
         self, method: str, path: str, query: Mapping[str, Any], body: bytes = b""
@@ -121,7 +128,8 @@ def _checked(answer: Answer) -> Answer:
             advice = "It has moved; name the repository as it is called now."
         case _:
             advice = "GitHub has trouble of its own."
-    raise ToolException(f"GitHub answered {answer.status} ({_message(answer)}). {advice}")
+    why = said(answer.body, "message") or "no message"
+    raise ToolException(f"GitHub answered {answer.status} ({why}). {advice}")
 
 
 def _wait(answer: Answer) -> timedelta | None:
@@ -140,18 +148,3 @@ def _wait(answer: Answer) -> timedelta | None:
         return timedelta(seconds=max(1, int(reset) - int(datetime.now(UTC).timestamp())))
     # A minute is what GitHub asks for where it names no time.
     return timedelta(minutes=1) if answer.status == 429 or used_up else None
-
-
-def _message(answer: Answer) -> str:
-    try:
-        message = json.loads(answer.body)["message"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return "no message"
-    return str(message)[:200]
-
-
-def _content(answer: Answer) -> Any:
-    try:
-        return json.loads(answer.body)
-    except (ValueError, RecursionError):
-        raise ToolException("GitHub answered with something that is no JSON.") from None

@@ -72,7 +72,10 @@ def http_request_tool(
             raise ToolException(f"{method} is not allowed; {', '.join(sorted(allowed))} are.")
         leased = credential()
         _check_origin(url, leased)
-        content = (body or "").encode()
+        try:
+            content = (body or "").encode()
+        except UnicodeEncodeError:
+            raise ToolException("the body holds half characters, which cannot be sent") from None
         if len(content) > BODY_BYTES_MAX:
             raise ToolException(f"the body is larger than {BODY_BYTES_MAX} bytes")
         sent = _headers(headers or {}, leased, idempotency_header)
