@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from cogni.connections.v1 import connection_pb2
 from cogni.connections.v1 import connections_service_pb2 as messages
 from cogni.connections.v1 import connections_service_pb2_grpc as stubs
 from cogni.egress_rules import EgressRules
+from cogni.graph import Credential, post_to_bluesky
+from cogni.graph.egress import egress_allowed_by
+from cogni.graph.invocation import Invocation, serving
 from services.connections.composition import Choices, compose
 from services.connections.keyring import KeyRing
 from services.runtime.database import Database
@@ -43,6 +47,16 @@ class Account:
         headers = {"authorization": f"Bearer {token or self.access_jwt}"}
         url = f"{self.url}/xrpc/{method}"
         return httpx.post(url, json=content, headers=headers, timeout=30)
+
+    def posts(self) -> list[dict[str, Any]]:
+        """Every post of the account, as the server lists them to anybody."""
+        answer = httpx.get(
+            f"{self.url}/xrpc/com.atproto.repo.listRecords",
+            params={"repo": self.did, "collection": "app.bsky.feed.post", "limit": "100"},
+            timeout=30,
+        )
+        assert answer.status_code == 200, answer.text
+        return answer.json()["records"]  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
@@ -127,20 +141,32 @@ async def test_a_leased_session_posts_as_the_account_and_a_repeat_posts_once(
     assert made.account.id == account.did
     session = await office.lease(made)
     assert (session.did, session.handle) == (account.did, account.handle)
-    record = {
-        "repo": session.did,
-        "collection": "app.bsky.feed.post",
-        "rkey": "3l4exampl2222",
-        "record": {
-            "$type": "app.bsky.feed.post",
-            "text": "from a lease",
-            "createdAt": "2026-01-01T00:00:00Z",
-        },
-    }
-    first = account.call("com.atproto.repo.putRecord", record, session.access_jwt)
-    again = account.call("com.atproto.repo.putRecord", record, session.access_jwt)
-    assert (first.status_code, again.status_code) == (200, 200), first.text
-    assert first.json()["cid"] == again.json()["cid"]
+    # What the runner makes of a lease.
+    fields = {field.name: value for field, value in session.ListFields()}
+    leased = Credential("bluesky_session", fields)
+    text = "from a lease: https://example.com"
+    answers, written = [], []
+    with egress_allowed_by(EgressRules.parse(account.url.removeprefix("http://"))):
+        for invocation_id in ("inv-1", "inv-1", "inv-2"):
+            with serving(Invocation(invocation_id, leased)):
+                answers.append(await post_to_bluesky.ainvoke({"text": text}))
+            written.append(account.posts())
+        with serving(Invocation("inv-1", leased)):
+            answers.append(await asyncio.to_thread(post_to_bluesky.invoke, {"text": text}))
+        over = Credential("bluesky_session", {**fields, "access_jwt": "x.y.z"})
+        with serving(Invocation("inv-3", over)):
+            refusal = await post_to_bluesky.ainvoke({"text": text})
+
+    first, again, other, blocking = answers
+    assert first == again == blocking != other
+    posted = account.posts()
+    assert {each["uri"] for each in posted} == {first["uri"], other["uri"]}
+    assert len(posted) == 2
+    # A repetition has another time of creation; the record is as it was written first.
+    assert written[0] == written[1]
+    assert written[0][0] in posted
+    assert all(each["value"]["text"] == text and each["value"]["facets"] for each in posted)
+    assert refusal.startswith("Bluesky refused the post: ")
 
 
 async def test_a_leased_session_cannot_do_what_an_app_password_cannot(
