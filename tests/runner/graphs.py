@@ -21,6 +21,11 @@ from cogni.graph import chat_model, credential, http_request, invocation_id, mcp
 #: Counts what nodes and tools did, and lets tests hold them back.
 HAPPENED: Counter[str] = Counter()
 PROVIDER: dict[str, str] = {}
+OUTSIDE_FAILURES = {
+    "timeout": TimeoutError("it took too long"),
+    "refused": ConnectionRefusedError(111, "nobody listens"),
+    "cancelled": asyncio.CancelledError("by itself"),
+}
 REACHED = asyncio.Event()
 RELEASED = asyncio.Event()
 CONFIDED = "confided-3b1c"
@@ -59,6 +64,11 @@ async def held(state: Words) -> Words:
 
 async def broken(state: Words) -> Words:
     raise ValueError("it broke")
+
+
+async def fails_outside(state: Words) -> Words:
+    HAPPENED["fails_outside"] += 1
+    raise OUTSIDE_FAILURES[state["words"][0]]
 
 
 async def asks(state: Words) -> Words:
@@ -226,6 +236,7 @@ fetching = _chain(fetches)
 noop = _chain(first, second)
 hold = _chain(first, held, second)
 fails = _chain(first, broken)
+unlucky = _chain(fails_outside)
 questions = _chain(asks)
 posting = _agent(post)
 plain_agent = _agent(plain)

@@ -6,6 +6,8 @@ import asyncio
 from datetime import timedelta
 from typing import Any
 
+import pytest
+
 from services.executor.runner.catalogue import Catalogue
 from services.executor.runs import Cancellation, CancelReason
 from services.executor.store import events, runs
@@ -67,6 +69,26 @@ async def test_an_exception_fails_the_run_and_says_where(
         "ValueError",
         "it broke",
     )
+
+
+@pytest.mark.parametrize(
+    ("what", "kind"),
+    [
+        ("timeout", "TimeoutError"),
+        ("refused", "ConnectionRefusedError"),
+        ("cancelled", "NodeCancelledError"),
+    ],
+)
+async def test_what_fails_outside_is_the_graphs_failure_and_no_reason_to_carry_it_again(
+    fleet: Fleet, catalogue: Catalogue, graphs: Any, what: str, kind: str
+) -> None:
+    run_id = await fleet.start("unlucky", input={"words": [what]})
+    async with running(fleet, catalogue, times=brief(lease=timedelta(seconds=2))) as runner:
+        run = await runner.finished(run_id)
+
+    assert run.error is not None
+    assert (run.error.reason, run.error.type, run.attempt) == ("GRAPH_FAILED", kind, 1)
+    assert graphs.HAPPENED["fails_outside"] == 1
 
 
 async def test_a_graph_that_never_ends_is_stopped_by_its_steps_or_its_time(

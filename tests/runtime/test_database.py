@@ -129,6 +129,16 @@ async def test_a_statement_cancelled_while_it_runs_does_not_poison_the_pool(narr
         assert await tx.fetchval("SELECT 1") == 1
 
 
+async def test_a_statement_that_nobody_answers_in_time_leaves_the_database_unavailable(narrow):
+    with pytest.raises(ServiceError) as caught:
+        async with narrow.raw_tenant("t1") as tx:
+            await tx.execute("SELECT pg_sleep(30)", timeout=0.05)
+
+    assert caught.value.kind == "UNAVAILABLE"
+    async with narrow.raw_tenant("t1") as tx:
+        assert await tx.fetchval("SELECT 1") == 1
+
+
 @pytest.mark.parametrize("tenants", [(), ("",), ("t1,t2",), ("T1",), ("t1'; --",), ("-t",)])
 async def test_what_is_no_tenant_id_is_refused(db, tenants):
     for transaction in (db.tenant, db.raw_tenant):

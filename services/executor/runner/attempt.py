@@ -127,7 +127,7 @@ class Attempt:
                 await end(self._workshop.database, self._workshop.journal, self.holding, ending)
             except LeaseLostError:
                 _log.warning("the lease of run %s is lost; its attempt stops", run.run_id)
-            except (JournalUnavailableError, ServiceError, OSError) as error:
+            except (JournalUnavailableError, ServiceError) as error:
                 _log.error("run %s could not be stored (%s); its lease expires", run.run_id, error)
             finally:
                 self._close()
@@ -170,7 +170,9 @@ class Attempt:
                 self._work.cancel()
                 raise
             return self._ending_by(self._stopped_by)
-        except (LeaseLostError, JournalUnavailableError, ServiceError, OSError):
+        except (LeaseLostError, JournalUnavailableError, ServiceError):
+            # Of our own making, and nothing else: a graph's OSError, which every timeout is, says
+            # nothing about our database, and carrying its run again would repeat its effects.
             raise
         except Exception as failure:
             return self._ending_by(failure)
