@@ -11,7 +11,7 @@ from cogni.executor.v1.run_event_pb2 import RunEvent, RunQueued
 from services.executor.events import Draft, sealed_events
 from services.executor.grants import GrantRequest, ToolPermission
 from services.executor.runs import Options, Origin, Run, RunRequest, RunState
-from services.executor.store import grants, runs
+from services.executor.store import grants, interrupts, runs
 from services.runtime.database import Database
 from services.runtime.ids import new_id
 
@@ -94,6 +94,20 @@ class Fleet:
             (first,) = sealed_events(1, 0, now, [Draft(RunQueued(cause=1))])
             await runs.create(tx, run, request, (first.type, first.payload))
         return run_id
+
+    async def kill(self, run_id: str) -> None:
+        """Leave the run as a killed process would: its lease over, nothing else touched."""
+        await self.execute(
+            "UPDATE run_leases SET epoch = epoch + 1, holder = 'dead',"
+            " expire_time = cogni_now() - interval '1 hour' WHERE run_id = $1",
+            run_id,
+        )
+
+    async def answer(self, run_id: str, interrupt_id: str, answer: Any) -> None:
+        """Answer the run's only open question, as ResumeRun does."""
+        async with self.database.raw_tenant(TENANT) as tx:
+            await interrupts.answer(tx, run_id, interrupt_id, answer, "alice")
+            await runs.queue(tx, run_id, "RESUMED")
 
     async def run(self, run_id: str) -> Run:
         async with self.database.raw_jobs() as tx:

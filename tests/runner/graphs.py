@@ -11,16 +11,19 @@ from typing import Annotated, Any, TypedDict
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.tools import ToolException
 from langchain_core.tools import tool as langchain_tool
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
-from langgraph.types import interrupt
+from langgraph.types import RetryPolicy, interrupt
 
 from cogni.graph import chat_model, credential, http_request, invocation_id, mcp_tools, tool
 
 #: Counts what nodes and tools did, and lets tests hold them back.
 HAPPENED: Counter[str] = Counter()
 PROVIDER: dict[str, str] = {}
+#: What the next executions of `flaky` raise, after they have done it.
+FAILURES: list[Exception] = []
 OUTSIDE_FAILURES = {
     "timeout": TimeoutError("it took too long"),
     "refused": ConnectionRefusedError(111, "nobody listens"),
@@ -35,11 +38,11 @@ class Words(TypedDict):
     words: Annotated[list[str], operator.add]
 
 
-def _chain(*nodes: Any, state: Any = Words) -> Any:
+def _chain(*nodes: Any, state: Any = Words, retry: RetryPolicy | None = None) -> Any:
     graph = StateGraph(state)
     names = [node.__name__ for node in nodes]
     for name, node in zip(names, nodes, strict=True):
-        graph.add_node(name, node)
+        graph.add_node(name, node, retry_policy=retry)
     for before, after in zip([START, *names], [*names, END], strict=True):
         graph.add_edge(before, after)
     return graph.compile()
@@ -103,6 +106,41 @@ async def slow_put(text: str) -> str:
     REACHED.set()
     await RELEASED.wait()
     return f"put {text}"
+
+
+@tool(effects="outward")
+async def flaky(text: str) -> str:
+    """Do it, and then fail as the test says."""
+    HAPPENED["flaky"] += 1
+    if FAILURES:
+        raise FAILURES.pop(0)
+    return f"did {text}"
+
+
+@tool(effects="outward", idempotent=True)
+async def flaky_put(text: str) -> str:
+    """As `flaky`, for a provider that knows an invocation again."""
+    HAPPENED["flaky_put"] += 1
+    if FAILURES:
+        raise FAILURES.pop(0)
+    return f"put {text}"
+
+
+@tool(effects="outward")
+async def refused(text: str) -> str:
+    """Do it and be refused, and tell that as an answer."""
+    HAPPENED["refused"] += 1
+    raise ToolException(f"refused {text}")
+
+
+refused.handle_tool_error = True
+
+
+@tool(effects="outward")
+async def hand_out(text: str) -> Any:
+    """Do it and return what no checkpoint can keep."""
+    HAPPENED["hand_out"] += 1
+    return object()
 
 
 @langchain_tool
@@ -189,6 +227,43 @@ async def posts_then_held(state: Words) -> Words:
     return {"words": [said]}
 
 
+async def tries(state: Words) -> Words:
+    chosen = flaky_put if state["words"] == ["idempotent"] else flaky
+    return {"words": [await chosen.ainvoke({"text": "x"})]}
+
+
+async def tries_under_new_ids(state: Words) -> Words:
+    """As an agent within one node, whose model asks anew when the node is tried again."""
+    HAPPENED["asked"] += 1
+    call = {"name": "flaky", "args": {"text": "x"}, "id": f"call_{HAPPENED['asked']}"}
+    said = await flaky.ainvoke({**call, "type": "tool_call"})
+    return {"words": [said.content]}
+
+
+async def tries_and_holds(state: Words) -> Words:
+    try:
+        return {"words": [await flaky.ainvoke({"text": "x"})]}
+    except RuntimeError:
+        REACHED.set()
+        await RELEASED.wait()
+        raise
+
+
+async def hands_out_then_held(state: Words) -> Words:
+    said = await hand_out.ainvoke({"text": "x"})
+    REACHED.set()
+    await RELEASED.wait()
+    return {"words": [type(said).__name__]}
+
+
+async def refused_then_held(state: Words) -> Words:
+    call = {"name": "refused", "args": {"text": "x"}, "id": "call_1", "type": "tool_call"}
+    said = await refused.ainvoke(call)
+    REACHED.set()
+    await RELEASED.wait()
+    return {"words": [said.status, said.content]}
+
+
 async def puts(state: Words) -> Words:
     return {"words": [await slow_put.ainvoke({"text": "x"})]}
 
@@ -244,6 +319,14 @@ leaking = _agent(leaky)
 two_posts = _chain(twice)
 post_and_hold = _chain(posts_then_held)
 putting = _chain(puts)
+_at_once = RetryPolicy(
+    initial_interval=0.0, max_interval=0.0, jitter=False, max_attempts=3, retry_on=Exception
+)
+retrying = _chain(tries, retry=_at_once)
+retrying_under_new_ids = _chain(tries_under_new_ids, retry=_at_once)
+failing_and_held = _chain(tries_and_holds)
+handing_out_and_held = _chain(hands_out_then_held)
+refused_and_held = _chain(refused_then_held)
 
 
 def _says_ticket(messages: Any) -> AIMessage:

@@ -11,9 +11,7 @@ from cogni.type.v1.error_reason_pb2 import ErrorReason
 from services.executor.constraints import ArgumentConstraint, MaxLength
 from services.executor.grants import ToolPermission
 from services.executor.runner.catalogue import Catalogue
-from services.executor.store import runs
-from services.runtime.jsonvalues import canonical_json
-from tests.runner.fleet import TENANT, Fleet
+from tests.runner.fleet import Fleet
 from tests.runner.running import CANARY, DEADLINE_SECONDS, running
 
 
@@ -24,15 +22,6 @@ def _asking(text: str) -> dict[str, Any]:
 async def _said(fleet: Fleet, run_id: str) -> str:
     output: Any = (await fleet.run(run_id)).output
     return str(output["messages"][-1]["content"])
-
-
-async def _kill(fleet: Fleet, run_id: str) -> None:
-    """Leave the run as a killed process would: its lease over, nothing else touched."""
-    await fleet.execute(
-        "UPDATE run_leases SET epoch = epoch + 1, holder = 'dead',"
-        " expire_time = cogni_now() - interval '1 hour' WHERE run_id = $1",
-        run_id,
-    )
 
 
 @pytest.mark.parametrize(("graph_id", "tool"), [("posting", "post"), ("plain_agent", "plain")])
@@ -171,7 +160,7 @@ async def test_an_outcome_that_is_known_is_taken_over_by_the_next_attempt(
     async with running(fleet, catalogue) as runner:
         runner.loop.wake()
         await asyncio.wait_for(graphs.REACHED.wait(), DEADLINE_SECONDS)
-        await _kill(fleet, run_id)
+        await fleet.kill(run_id)
         graphs.RELEASED.set()
         run = await runner.finished(run_id)
 
@@ -204,14 +193,14 @@ async def test_an_effect_in_doubt_is_not_repeated_before_a_person_has_said(
         await fleet.execute(
             "UPDATE invocations SET state = 'SENT', result = NULL, finish_time = NULL"
         )
-        await _kill(fleet, run_id)
+        await fleet.kill(run_id)
         graphs.RELEASED.set()
         run = await runner.in_state(run_id, "WAITING")
         assert run.waiting_reason == "OUTCOME_UNKNOWN"
         assert graphs.HAPPENED["post"] == 1
         (row,) = await fleet.rows("SELECT * FROM interrupts")
         assert row["tool"] == "post"
-        await _answer(fleet, run_id, row["interrupt_id"], answer)
+        await fleet.answer(run_id, row["interrupt_id"], answer)
         run = await runner.finished(run_id)
 
     assert (run.state, run.output) == ("SUCCEEDED", {"words": words})
@@ -219,15 +208,3 @@ async def test_an_effect_in_doubt_is_not_repeated_before_a_person_has_said(
     # What was sent is charged, whatever became of it; the question and the answer are not.
     units = await fleet.rows("SELECT rework FROM usage_units ORDER BY occur_time")
     assert [unit["rework"] for unit in units] == [False, True][:posts]
-
-
-async def _answer(fleet: Fleet, run_id: str, interrupt_id: str, answer: Any) -> None:
-    async with fleet.database.raw_tenant(TENANT) as tx:
-        await tx.execute(
-            "UPDATE interrupts SET answer = $3, answer_time = cogni_now(), answerer = 'alice'"
-            " WHERE run_id = $1 AND interrupt_id = $2",
-            run_id,
-            interrupt_id,
-            canonical_json(answer).decode(),
-        )
-        await runs.queue(tx, run_id, "RESUMED")

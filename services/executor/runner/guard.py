@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from langchain_core.messages import ToolMessage
+from langchain_core.tools import BaseTool
 from langgraph.errors import GraphBubbleUp
 from opentelemetry import trace
 
@@ -19,12 +20,13 @@ from cogni.graph.mcp import McpTool, OpenedTool
 from cogni.graph.policy import ToolPolicy, policy_of
 from cogni.graph.untrusted import marked
 from cogni.type.v1.error_reason_pb2 import ErrorReason
-from services.executor.audit import AuditKind, AuditOutcome, AuditRecord
+from services.executor.audit import AuditOutcome
 from services.executor.events import Draft
 from services.executor.graphs import ToolEffect
-from services.executor.runner import charging, invoking
+from services.executor.runner import charging, invoking, tool_span
 from services.executor.runner.describing import effect_of
-from services.executor.runner.invoking import Admission, Admitted, Asked, Denied, Reused
+from services.executor.runner.doubt import leaves_doubt
+from services.executor.runner.invoking import Admitted, Asked, Dealt, Denied, Reused
 from services.executor.runner.journal import Holding, Journal
 from services.executor.runner.needs import Need, need_of
 from services.executor.runner.opening import NotOpenedError, Opening, opened
@@ -37,10 +39,8 @@ from services.executor.store import invocations as store
 from services.executor.store.budgets import NO_LIMITS
 from services.executor.store.invocations import Requested, ToolUnit
 from services.runtime.database import Database
-from services.runtime.ids import derive_id, new_id
+from services.runtime.ids import derive_id
 from services.runtime.jsonvalues import canonical_json
-
-_tracer = trace.get_tracer("cogni.runner")
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,22 @@ class Credentials(Protocol):
 class _UnderWay:
     """An invocation that was sent and has no outcome yet."""
 
+    tool: BaseTool
     requested: Requested
     admission: Admitted
     span: trace.Span
     policy: ToolPolicy
     #: What is charged for it; None when nobody pays.
     unit: ToolUnit | None
+
+
+@dataclass(frozen=True)
+class _Raised(Question):
+    """A question, and the request that cannot go on without the answer."""
+
+    requested: Requested
+    #: The answers that this request had before: LangGraph gives them again, in their order.
+    heard: int
 
 
 class RunGuard:
@@ -100,7 +110,8 @@ class RunGuard:
         self._grant_id = grant_id
         self._scrubber = scrubber
         self._ordinals: Counter[tuple[str, int, str]] = Counter()
-        self._dealt_with: set[str] = set()
+        #: Which execution of which task has dealt with an invocation.
+        self._dealt_with: dict[str, tuple[str, int]] = {}
         self._under_way: dict[str, _UnderWay] = {}
         self._outcomes = Outcomes()
         #: What the grant says that tools of MCP servers do; set before the graph begins.
@@ -113,25 +124,18 @@ class RunGuard:
 
     async def admit(self, request: ToolRequest) -> Invocation | Recorded | Question:
         """Decide under the grant, durably. Raises ToolDenied and LeaseLostError."""
-        return await self._admit(request, self._requested(request), answered=False)
+        return await self._admit(request, self._requested(request), heard=0)
 
     async def answered(
         self, request: ToolRequest, question: Question, answer: Any
-    ) -> Invocation | Recorded:
-        """Take a person's verdict on an invocation in doubt, and go on by it."""
-        requested = self._requested(request, again=True)
-        verdict = invoking.verdict_of(answer)
-        async with self._database.raw_tenant(self._holding.tenant_id) as tx:
-            await invoking.resolve(
-                tx,
-                self._holding,
-                str(question.asked["invocation_id"]),
-                happened=verdict.happened,
-                result=self._outcomes.stored(verdict.output),
-            )
-        admitted = await self._admit(request, requested, answered=True)
-        assert not isinstance(admitted, Question), "it has just been answered"
-        return admitted
+    ) -> Invocation | Recorded | Question:
+        """Go on by what people have said, or with the next question.
+
+        `answer` itself counts for nothing: LangGraph tells answers apart by their place, and the
+        same place may be an older question's. Whose each is, the database knows.
+        """
+        assert isinstance(question, _Raised), "it is one of ours"
+        return await self._admit(request, question.requested, heard=question.heard + 1)
 
     async def finished(self, invocation: Invocation, outcome: Any) -> Any:
         """Record what the tool returned, without credentials, and return that."""
@@ -149,16 +153,17 @@ class RunGuard:
         )
         event.output.CopyFrom(value_of(shown_result(policy, json_of(_content(scrubbed)))))
         failed = isinstance(clean, ToolMessage) and clean.status == "error"
-        audit = self._outcome(requested, admission, failed=failed)
+        came_of_it = AuditOutcome.FAILED if failed else AuditOutcome.SUCCEEDED
+        audit = invoking.outcome(requested, admission, self._grant_id, came_of_it)
         drafts = [Draft(event), *charging.told(requested, under_way.unit)]
-        await self._journal.write(self._holding, drafts=drafts, acts=[act, invoking.audited(audit)])
+        await self._journal.write(self._holding, drafts=drafts, acts=[act, audit])
         return clean
 
     async def failed(self, invocation: Invocation, failure: BaseException) -> BaseException:
         """Record how the tool failed, and return what to raise, without credentials."""
         under_way = self._under_way.pop(invocation.invocation_id)
         requested, admission = under_way.requested, under_way.admission
-        _end_failed(under_way.span, failure)
+        tool_span.end_failed(under_way.span, failure)
         clean = self._scrubber.failure(failure)
         if isinstance(clean, asyncio.CancelledError | GraphBubbleUp) or not isinstance(
             clean, Exception
@@ -181,14 +186,16 @@ class RunGuard:
                 type=kind,
             )
         )
-        act = store.fail(requested.invocation_id, requested.attempt, kind, text)
-        audit = self._outcome(requested, admission, failed=True)
+        in_doubt = requested.effect is ToolEffect.OUTWARD and leaves_doubt(under_way.tool, failure)
+        act = store.fail(requested.invocation_id, requested.attempt, kind, text, in_doubt=in_doubt)
+        came_of_it = AuditOutcome.UNKNOWN if in_doubt else AuditOutcome.FAILED
+        audit = invoking.outcome(requested, admission, self._grant_id, came_of_it)
         drafts = [Draft(event), *charging.told(requested, under_way.unit)]
-        await self._journal.write(self._holding, drafts=drafts, acts=[act, invoking.audited(audit)])
+        await self._journal.write(self._holding, drafts=drafts, acts=[act, audit])
         return clean
 
     async def _admit(
-        self, request: ToolRequest, requested: Requested, *, answered: bool
+        self, request: ToolRequest, requested: Requested, *, heard: int
     ) -> Invocation | Recorded | Question:
         if self.closed:
             raise ToolDenied("The run has ended.")
@@ -203,27 +210,28 @@ class RunGuard:
                 self._grant_id,
                 requested,
                 clean,
-                frozenset(self._dealt_with),
+                self._dealt(requested),
                 limits=self.limits,
                 shown=shown_arguments(policy_of(request.tool), clean),
-                answered=answered,
+                heard=heard,
+                stored=self._outcomes.said,
             )
         match admission:
             case Asked():
-                return Question(admission.question)
+                return _Raised(admission.question, requested, heard)
             case Reused():
-                self._dealt_with.add(admission.invocation_id)
+                self._deal_with(requested, admission.invocation_id)
                 return Recorded(self._outcomes.reused(request, admission.result))
             case Denied():
                 raise ToolDenied(f"Denied: {admission.decision.message}")
-        self._dealt_with.add(requested.invocation_id)
+        self._deal_with(requested, requested.invocation_id)
         return await self._send(request, requested, admission)
 
     async def _send(
         self, request: ToolRequest, requested: Requested, admission: Admitted
     ) -> Invocation:
         connection_id, credential, prepared = None, None, None
-        span = _span(requested)
+        span = tool_span.begun(requested)
         if requested.provider is not None:
             try:
                 with trace.use_span(span, record_exception=False, set_status_on_exception=False):
@@ -231,7 +239,7 @@ class RunGuard:
                     if admission.pinned is not None:
                         prepared = await self._open(requested, admission, lease)
             except BaseException as failure:
-                _end_failed(span, failure)
+                tool_span.end_failed(span, failure)
                 raise
             connection_id, credential = lease.connection_id, lease.credential
         unit = charging.unit_of(self._grant_id, self.account_id, rework=admission.rework)
@@ -242,7 +250,7 @@ class RunGuard:
             acts=[store.send(requested.invocation_id, requested.attempt, connection_id, unit)],
         )
         self._under_way[requested.invocation_id] = _UnderWay(
-            requested, admission, span, policy_of(request.tool), unit
+            request.tool, requested, admission, span, policy_of(request.tool), unit
         )
         return Invocation(requested.invocation_id, credential, prepared)
 
@@ -292,12 +300,21 @@ class RunGuard:
         """Record that an allowed invocation came to its end before it began."""
         event = ToolFinished(invocation_id=requested.invocation_id, tool=requested.tool)
         event.error.CopyFrom(RunErrorMessage(reason=reason, message=message))
-        audit = self._outcome(requested, admission, failed=True)
-        await self._journal.write(
-            self._holding, drafts=[Draft(event)], acts=[invoking.audited(audit)]
-        )
+        audit = invoking.outcome(requested, admission, self._grant_id, AuditOutcome.FAILED)
+        await self._journal.write(self._holding, drafts=[Draft(event)], acts=[audit])
 
-    def _requested(self, request: ToolRequest, *, again: bool = False) -> Requested:
+    def _deal_with(self, requested: Requested, invocation_id: str) -> None:
+        self._dealt_with[invocation_id] = (requested.task_id, requested.node_attempt)
+
+    def _dealt(self, requested: Requested) -> Dealt:
+        tried = frozenset(
+            invocation_id
+            for invocation_id, (task_id, node_attempt) in self._dealt_with.items()
+            if task_id == requested.task_id and node_attempt < requested.node_attempt
+        )
+        return Dealt(frozenset(self._dealt_with) - tried, tried)
+
+    def _requested(self, request: ToolRequest) -> Requested:
         place = place_of(request.config)
         policy = policy_of(request.tool)
         effect, mcp_provider = effect_of(policy), None
@@ -307,7 +324,7 @@ class RunGuard:
             mcp_provider = request.tool.granted.provider
         arguments = {str(name): json_of(each) for name, each in request.arguments.items()}
         return Requested(
-            invocation_id=self._invocation_id(request, place, again=again),
+            invocation_id=self._invocation_id(request, place),
             tenant_id=self._holding.tenant_id,
             run_id=self._holding.run_id,
             attempt=self._holding.attempt,
@@ -318,39 +335,19 @@ class RunGuard:
             effect=effect,
             provider=mcp_provider or next(iter(policy.providers), None),
             arguments_digest=hashlib.sha256(canonical_json(arguments)).digest(),
+            node_attempt=place.node_attempt,
             mcp_provider=mcp_provider,
         )
 
-    def _invocation_id(self, request: ToolRequest, place: TaskPlace, *, again: bool) -> str:
+    def _invocation_id(self, request: ToolRequest, place: TaskPlace) -> str:
         """The same whenever the same execution of a node asks for the same invocation."""
         tool = request.tool.name
         if request.tool_call_id:
             return derive_id(self._holding.run_id, place.task_id, tool, request.tool_call_id)
         # Counted per try of the node: LangGraph's retry runs it from the top, as a crash does.
         key = (place.task_id, place.node_attempt, tool)
-        if not again:
-            self._ordinals[key] += 1
+        self._ordinals[key] += 1
         return derive_id(self._holding.run_id, place.task_id, tool, self._ordinals[key])
-
-    def _outcome(
-        self, requested: Requested, admission: Admission, *, failed: bool
-    ) -> tuple[str, AuditRecord]:
-        assert isinstance(admission, Admitted)
-        record = AuditRecord(
-            audit_record_id=new_id(),
-            kind=AuditKind.OUTCOME,
-            action="tool.invoke",
-            actor=f"run:{requested.run_id}",
-            run_id=requested.run_id,
-            attempt=requested.attempt,
-            grant_id=self._grant_id,
-            invocation_id=requested.invocation_id,
-            cause_audit_record_id=admission.audit_record_id,
-            outcome=AuditOutcome.FAILED if failed else AuditOutcome.SUCCEEDED,
-            reason="TOOL_FAILED" if failed else None,
-            details={"tool": requested.tool},
-        )
-        return requested.tenant_id, record
 
 
 def _need(request: ToolRequest, requested: Requested) -> Need:
@@ -361,26 +358,6 @@ def _need(request: ToolRequest, requested: Requested) -> Need:
     need = need_of(policy_of(request.tool), request.arguments)
     assert need is not None
     return need
-
-
-def _span(requested: Requested) -> trace.Span:
-    """A span by OpenTelemetry's GenAI conventions; it holds no argument and no outcome."""
-    return _tracer.start_span(
-        f"execute_tool {requested.tool}",
-        attributes={
-            "gen_ai.operation.name": "execute_tool",
-            "gen_ai.tool.name": requested.tool,
-            "cogni.invocation_id": requested.invocation_id,
-            "cogni.run_id": requested.run_id,
-        },
-    )
-
-
-def _end_failed(span: trace.Span, failure: BaseException) -> None:
-    """End the span with the failure's type alone: its text may quote a provider's answer."""
-    span.set_attribute("error.type", type(failure).__qualname__)
-    span.set_status(trace.StatusCode.ERROR)
-    span.end()
 
 
 def _content(outcome: Any) -> Any:

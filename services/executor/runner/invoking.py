@@ -1,18 +1,20 @@
 """The transactions around one tool invocation: its decision, and a person's verdict on it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from cogni.executor.v1.run_event_pb2 import ToolAllowed, ToolFinished, ToolInvoked
 from cogni.executor.v1.run_event_pb2 import ToolDenied as ToolDeniedEvent
 from cogni.type.v1.error_reason_pb2 import ErrorReason
-from services.executor.audit import AuditKind, AuditRecord
+from services.executor.audit import AuditKind, AuditOutcome, AuditRecord
 from services.executor.events import Draft
 from services.executor.grants import ALLOWED, Decision, ToolPermission, decide_invocation
 from services.executor.graphs import ToolEffect
+from services.executor.runner.doubt import question, verdict_on
 from services.executor.runner.journal import Holding, LeaseLostError
 from services.executor.runner.rendering import struct_of
-from services.executor.store import audit, budgets, events, grants
+from services.executor.store import audit, budgets, events, grants, interrupts
 from services.executor.store import invocations as store
 from services.executor.store.budgets import Limits
 from services.executor.store.events import Connection
@@ -44,7 +46,7 @@ class Denied:
 
 @dataclass(frozen=True)
 class Reused:
-    """An earlier attempt has done it; this is what came of it."""
+    """An earlier execution has done it; this is what came of it."""
 
     invocation_id: str
     result: bytes = field(repr=False)
@@ -52,7 +54,7 @@ class Reused:
 
 @dataclass(frozen=True)
 class Asked:
-    """Nobody knows whether an earlier attempt has done it: a person must say."""
+    """Nobody knows whether an earlier execution has done it: a person must say."""
 
     question: dict[str, Json]
 
@@ -61,23 +63,13 @@ Admission: TypeAlias = Admitted | Denied | Reused | Asked
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What a person says about an invocation in doubt."""
+class Dealt:
+    """What the attempt has dealt with so far, as one request sees it."""
 
-    happened: bool
-    output: Any = None
-
-
-def verdict_of(answer: Any) -> Verdict:
-    """Read the answer to a question of OUTCOME_UNKNOWN.
-
-    {"outcome": "happened", "output": …} or {"outcome": "did_not_happen"}. Anything else counts
-    as "happened": repeating an effect by mistake is the worse error.
-    """
-    if isinstance(answer, dict) and answer.get("outcome") == "did_not_happen":
-        return Verdict(happened=False)
-    output = answer.get("output") if isinstance(answer, dict) else None
-    return Verdict(happened=True, output="done" if output is None else output)
+    #: In this execution of the task: nobody takes these for left behind.
+    now: frozenset[str]
+    #: By earlier tries of the same node, which are over.
+    in_earlier_tries: frozenset[str]
 
 
 async def admit(
@@ -86,29 +78,44 @@ async def admit(
     grant_id: str,
     requested: Requested,
     arguments: dict[str, Json],
-    dealt_with: frozenset[str],
+    dealt: Dealt,
     *,
     limits: Limits,
     shown: dict[str, Json],
-    answered: bool,
+    heard: int,
+    stored: Callable[[Any], bytes],
 ) -> Admission:
     """Decide about the invocation while the grant is held, and write the decision.
 
-    `limits` bound what is spent; `shown` is what the event says of the arguments. `answered` says
-    that the question it may raise has just been answered. Raises LeaseLostError.
+    `limits` bound what is spent; `shown` is what the event says of the arguments. `heard` counts
+    the answers that this request has been given; `stored` keeps what a person says that the tool
+    returned. Raises LeaseLostError.
     """
     # Two events in every case: what was asked for, and what was decided.
     place = await events.take_fenced(tx, holding.run_id, holding.epoch, 2)
     if place is None:
         raise LeaseLostError(holding.run_id)
-    known = await store.get(tx, holding.run_id, requested.invocation_id)
-    if known is None or known.decision == "DENIED":
-        earlier = await store.left_behind(tx, requested, dealt_with | {requested.invocation_id})
+    # An answer queues the run anew, so the first attempt has none.
+    answers = [] if holding.attempt == 1 else await interrupts.verdicts(tx, holding.run_id)
+    own = [each.payload for each in answers if each.asked_by == requested.invocation_id]
+    earlier: Known | None = None
+    settled: Admission | None
+    if heard < len(own):
+        # Asked again although it was answered, since LangGraph counts a task's questions.
+        settled = Asked(own[heard])
     else:
-        earlier = known
-    settled = None if earlier is None else _settled(requested, earlier, answered=answered)
+        earlier = await _earlier(tx, requested, dealt)
+        settled = None if earlier is None else _settled(requested, earlier)
+        if isinstance(settled, Asked):
+            assert earlier is not None
+            verdict = verdict_on(earlier, answers)
+            if verdict is None:
+                await store.doubt(tx, earlier.invocation_id)
+            else:
+                result = stored(verdict.output) if verdict.happened else None
+                await store.resolve(tx, earlier.invocation_id, holding.attempt, result=result)
+                settled = None if result is None else Reused(earlier.invocation_id, result)
     if isinstance(settled, Asked):
-        await store.doubt(tx, str(settled.question["invocation_id"]))
         drafts = [Draft(_invoked(requested, shown)), Draft(_in_doubt(requested))]
     elif isinstance(settled, Reused):
         await store.adopt(tx, settled.invocation_id, holding.attempt)
@@ -126,37 +133,49 @@ async def admit(
     return settled
 
 
-async def resolve(
-    tx: Connection, holding: Holding, invocation_id: str, *, happened: bool, result: bytes | None
-) -> None:
-    """Write a person's verdict; a verdict that was written before stays. Raises LeaseLostError."""
-    if await events.take_fenced(tx, holding.run_id, holding.epoch, 0) is None:
-        raise LeaseLostError(holding.run_id)
-    await store.resolve(tx, invocation_id, holding.attempt, happened=happened, result=result)
+def outcome(
+    requested: Requested, admitted: Admitted, grant_id: str, came_of_it: AuditOutcome
+) -> Write:
+    """Return the audit record of what came of the invocation, as a write of the journal."""
+    record = AuditRecord(
+        audit_record_id=new_id(),
+        kind=AuditKind.OUTCOME,
+        action="tool.invoke",
+        actor=f"run:{requested.run_id}",
+        run_id=requested.run_id,
+        attempt=requested.attempt,
+        grant_id=grant_id,
+        invocation_id=requested.invocation_id,
+        cause_audit_record_id=admitted.audit_record_id,
+        outcome=came_of_it,
+        reason=None if came_of_it is AuditOutcome.SUCCEEDED else "TOOL_FAILED",
+        details={"tool": requested.tool},
+    )
+    return Write(audit.INSERT, audit.values_of(requested.tenant_id, record))
 
 
-def audited(record: tuple[str, AuditRecord]) -> Write:
-    """Return the audit record as a write of the journal."""
-    return Write(audit.INSERT, audit.values_of(*record))
+async def _earlier(tx: Connection, requested: Requested, dealt: Dealt) -> Known | None:
+    """Return what the request may be a repetition of."""
+    known = await store.get(tx, requested.run_id, requested.invocation_id)
+    if known is not None and known.decision != "DENIED":
+        return known
+    repeated = dealt.now | {requested.invocation_id}
+    return await store.left_behind(tx, requested, repeated, dealt.in_earlier_tries)
 
 
-def _settled(requested: Requested, earlier: Known, *, answered: bool) -> Admission | None:
+def _settled(requested: Requested, earlier: Known) -> Reused | Asked | None:
     """What an earlier execution of the same invocation makes of this one; None: decide anew."""
-    if earlier.asked and not answered:
-        # Asked again even when it was answered, since LangGraph counts a task's questions.
-        return Asked(_question(earlier))
     match earlier.state:
         case "FINISHED" if earlier.result is not None:
             return Reused(earlier.invocation_id, earlier.result)
         case "FINISHED" | "SENT" | "UNKNOWN" if requested.effect is ToolEffect.OUTWARD:
-            return Asked(_question(earlier))
+            return Asked(question(earlier, requested.invocation_id))
         case _:
             return None
 
 
 def _is_lost(earlier: Known, attempt: int) -> bool:
-    # The attempt that takes a person's verdict over makes the invocation its own.
-    return earlier.sent and (earlier.attempt < attempt or earlier.asked)
+    return earlier.sent_time is not None and earlier.attempt < attempt
 
 
 async def _decide(
@@ -244,19 +263,6 @@ def _decision_record(
     )
 
 
-def _question(earlier: Known) -> dict[str, Json]:
-    return {
-        "reason": "OUTCOME_UNKNOWN",
-        "invocation_id": earlier.invocation_id,
-        "tool": earlier.tool,
-        "question": (
-            f"The runner died while {earlier.tool!r} was at work, and nobody knows whether it "
-            'happened. Look, and answer {"outcome": "happened", "output": …} or '
-            '{"outcome": "did_not_happen"}.'
-        ),
-    }
-
-
 def _invoked(requested: Requested, arguments: dict[str, Json]) -> ToolInvoked:
     return ToolInvoked(
         invocation_id=requested.invocation_id,
@@ -272,7 +278,7 @@ def _in_doubt(requested: Requested) -> ToolDeniedEvent:
         invocation_id=requested.invocation_id,
         tool=requested.tool,
         reason=ErrorReason.ERROR_REASON_OUTCOME_UNKNOWN,
-        message="An earlier attempt may have done it; a person is asked.",
+        message="An earlier execution may have done it; a person is asked.",
     )
 
 

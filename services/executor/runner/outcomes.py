@@ -7,7 +7,8 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from cogni.graph.guarding import ToolRequest
 
-#: An outcome that is larger is not kept; a repeated execution then asks a person.
+#: An outcome that is larger is not kept, nor is one that is no data: a repeated execution then
+#: asks a person.
 RESULT_BYTES_MAX = 4 * 1024 * 1024
 
 
@@ -18,10 +19,21 @@ class Outcomes:
         self._serde = JsonPlusSerializer()
 
     def stored(self, outcome: Any) -> bytes | None:
-        """The outcome as it is kept; None when it is too large."""
-        kind, data = self._serde.dumps_typed(outcome)
+        """The outcome as it is kept; None when it is too large, or no data."""
+        try:
+            kind, data = self._serde.dumps_typed(outcome)
+        except Exception:
+            # A tool may return any object, whose own code runs here. The effect has happened, and
+            # that it did must be known whatever the object is.
+            return None
         stored = kind.encode() + b"\0" + data
         return stored if len(stored) <= RESULT_BYTES_MAX else None
+
+    def said(self, output: Any) -> bytes:
+        """What a person says that the tool returned; only that it did, when it is too large."""
+        kept = self.stored(output) or self.stored("done")
+        assert kept is not None, "a word is small"
+        return kept
 
     def reused(self, request: ToolRequest, result: bytes) -> Any:
         """A kept outcome, as the answer to this request."""

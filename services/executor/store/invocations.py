@@ -1,6 +1,8 @@
 """Invocations of tools: what was decided about each, whether it was sent, and what came of it."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
 
 from services.executor.grants import Decision
 from services.executor.graphs import ToolEffect
@@ -9,12 +11,14 @@ from services.executor.store.journal import Write
 from services.executor.store.rows import Row
 
 _GET = "SELECT * FROM invocations WHERE invocation_id = $1 AND run_id = $2"
-# An invocation of an earlier attempt that this attempt's execution of the same task has not
-# repeated under the same id: the model may have asked anew, under another id, for the same act.
+# An invocation of an earlier attempt, or of an earlier try of the node, that this execution of the
+# same task has not repeated under the same id: the model may have asked anew, under another id, for
+# the same act.
 _LEFT_BEHIND = """
 SELECT * FROM invocations
 WHERE run_id = $1 AND task_id = $2 AND tool = $3 AND effect = 'OUTWARD'
-    AND (attempt < $4 OR asked) AND (state IN ('SENT', 'UNKNOWN', 'FINISHED') OR asked)
+    AND (attempt < $4 OR invocation_id = ANY ($6::uuid[]))
+    AND state IN ('SENT', 'UNKNOWN', 'FINISHED')
     AND invocation_id <> ALL ($5::uuid[])
 ORDER BY create_time, invocation_id LIMIT 1
 """
@@ -56,18 +60,15 @@ UPDATE invocations SET decision = 'DENIED', reason = $3, message = $4
 WHERE invocation_id = $1 AND attempt = $2 AND state = 'REQUESTED'
 """
 _FINISH = """
-UPDATE invocations SET state = $3, result = $4, error_type = $5, error_message = $6,
-    finish_time = cogni_now()
+UPDATE invocations SET state = $3::text, result = $4, error_type = $5, error_message = $6,
+    finish_time = CASE WHEN $3::text <> 'UNKNOWN' THEN cogni_now() END
 WHERE invocation_id = $1 AND attempt = $2 AND state IN ('REQUESTED', 'SENT')
 """
-# A verdict that was given before stays; a result that was too large to keep is asked for.
+# A result that could not be kept is asked for too.
 _DOUBT = """
-UPDATE invocations SET asked = true,
-    state = CASE WHEN doubtful THEN 'UNKNOWN' ELSE invocations.state END,
-    finish_time = CASE WHEN doubtful THEN NULL ELSE finish_time END
-FROM (SELECT state = 'SENT' OR (state = 'FINISHED' AND result IS NULL) AS doubtful
-      FROM invocations WHERE invocation_id = $1) AS before
+UPDATE invocations SET asked = true, state = 'UNKNOWN', finish_time = NULL
 WHERE invocation_id = $1
+    AND (state IN ('SENT', 'UNKNOWN') OR (state = 'FINISHED' AND result IS NULL))
 """
 _ADOPT = "UPDATE invocations SET attempt = $2 WHERE invocation_id = $1"
 _RESOLVE = """
@@ -92,6 +93,8 @@ class Requested:
     #: Whose credential the tool needs, or prefers; None when it needs none.
     provider: str | None
     arguments_digest: bytes
+    #: LangGraph's own tries of the node within the attempt, counted from 1.
+    node_attempt: int = 1
     #: The MCP server's that the tool belongs to; None for a tool of the graph's own.
     mcp_provider: str | None = None
 
@@ -106,10 +109,11 @@ class Known:
     node: str
     state: str
     decision: str
-    asked: bool
-    #: Whether it was ever sent, also when it has been decided anew since.
-    sent: bool
+    #: When it was sent last, also when it has been decided anew since; None when it never was.
+    sent_time: datetime | None
     result: bytes | None
+    #: What the tool raised when nobody knows what it did before; None when it raised nothing.
+    error_type: str | None = None
 
 
 @dataclass(frozen=True)
@@ -129,11 +133,12 @@ async def get(tx: Connection, run_id: str, invocation_id: str) -> Known | None:
 
 
 async def left_behind(
-    tx: Connection, requested: Requested, repeated: frozenset[str]
+    tx: Connection, requested: Requested, repeated: Collection[str], tried: Collection[str]
 ) -> Known | None:
-    """Return an outward invocation of the same tool that an earlier attempt made in this task.
+    """Return an outward invocation of the same tool that an earlier execution of this task made.
 
-    `repeated` are those that this attempt has dealt with. None when there is none.
+    `repeated` are those that this execution has dealt with; `tried` are those that earlier tries
+    of the node made in this attempt. None when there is none.
     """
     row = await tx.fetchrow(
         _LEFT_BEHIND,
@@ -142,6 +147,7 @@ async def left_behind(
         requested.tool,
         requested.attempt,
         list(repeated),
+        list(tried),
     )
     return None if row is None else _known(row)
 
@@ -199,9 +205,15 @@ def finish(invocation_id: str, attempt: int, result: bytes | None) -> Write:
     return Write(_FINISH, (invocation_id, attempt, "FINISHED", result, None, None))
 
 
-def fail(invocation_id: str, attempt: int, error_type: str, message: str) -> Write:
-    """Write that the tool raised; the texts hold no credential."""
-    return Write(_FINISH, (invocation_id, attempt, "FAILED", None, error_type, message))
+def fail(
+    invocation_id: str, attempt: int, error_type: str, message: str, *, in_doubt: bool
+) -> Write:
+    """Write that the tool raised; the texts hold no credential.
+
+    `in_doubt` says that nobody knows what it had done by then.
+    """
+    state = "UNKNOWN" if in_doubt else "FAILED"
+    return Write(_FINISH, (invocation_id, attempt, state, None, error_type, message))
 
 
 async def doubt(tx: Connection, invocation_id: str) -> None:
@@ -215,10 +227,13 @@ async def adopt(tx: Connection, invocation_id: str, attempt: int) -> None:
 
 
 async def resolve(
-    tx: Connection, invocation_id: str, attempt: int, *, happened: bool, result: bytes | None
+    tx: Connection, invocation_id: str, attempt: int, *, result: bytes | None
 ) -> None:
-    """Write a person's verdict on an invocation in doubt; a second verdict changes nothing."""
-    state = "FINISHED" if happened else "FAILED"
+    """Write a person's verdict on an invocation in doubt; a second verdict changes nothing.
+
+    `result` is what it returned; None when it did not happen.
+    """
+    state = "FAILED" if result is None else "FINISHED"
     await tx.execute(_RESOLVE, invocation_id, state, result, attempt)
 
 
@@ -230,7 +245,7 @@ def _known(row: Row) -> Known:
         node=row["node"],
         state=row["state"],
         decision=row["decision"],
-        asked=row["asked"],
-        sent=row["sent_time"] is not None,
+        sent_time=row["sent_time"],
         result=row["result"],
+        error_type=row["error_type"],
     )

@@ -44,7 +44,7 @@ class ToolRequest:
 
 @dataclass(frozen=True)
 class Recorded:
-    """The outcome of an invocation that finished before a crash: it is not done again."""
+    """The outcome of an invocation that was done before: it is not done again."""
 
     outcome: Any
 
@@ -68,8 +68,8 @@ class Guard(Protocol):
 
     async def answered(
         self, request: ToolRequest, question: Question, answer: Any
-    ) -> Invocation | Recorded:
-        """Go on with a person's answer. Raises ToolDenied when the answer is no."""
+    ) -> Invocation | Recorded | Question:
+        """Go on with a person's answer. Raises ToolDenied."""
 
     async def finished(self, invocation: Invocation, outcome: Any) -> Any:
         """Record the outcome; return it with the credential's values removed."""
@@ -123,7 +123,7 @@ def _guarded_arun(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awai
             return await original(self, tool_input, *args, **kwargs)
         try:
             admitted = await _on(guard, _admit(guard, request))
-            if isinstance(admitted, Question):
+            while isinstance(admitted, Question):
                 answer = _ask(admitted)
                 admitted = await _on(guard, guard.answered(request, admitted, answer))
         except ToolDenied as denial:
@@ -150,7 +150,7 @@ def _guarded_run(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, tool_input, *args, **kwargs)
         try:
             admitted = portal.call(_admit(guard, request), guard.loop)
-            if isinstance(admitted, Question):
+            while isinstance(admitted, Question):
                 answer = _ask(admitted)
                 admitted = portal.call(guard.answered(request, admitted, answer), guard.loop)
         except ToolDenied as denial:
@@ -180,6 +180,7 @@ async def _on(guard: Guard, step: Any) -> Any:
 
 
 def _ask(question: Question) -> Any:
+    """Return the answer at the next place among the task's; without one, end the task here."""
     # Imported here: authors of tools need no langgraph until a question is asked.
     from langgraph.types import interrupt
 

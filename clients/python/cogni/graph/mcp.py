@@ -56,7 +56,10 @@ class OpenedTool:
     _credential: Credential = field(repr=False)
 
     async def call(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Call the tool and end the session. Raises ToolException."""
+        """Call the tool and end the session.
+
+        Raises ToolException, and EgressError when nobody knows whether it was done.
+        """
         meta = {_INVOCATION_ID: invocation_id()}
         limits = EgressLimits(total_seconds=CALL_SECONDS_MAX)
         async with Egress(limits) as egress:
@@ -64,7 +67,9 @@ class OpenedTool:
             try:
                 return await self._session.call(send, self.name, arguments, meta)
             except EgressError as error:
-                raise ToolException(_cut_off(error)) from None
+                if error.maybe_done:
+                    raise
+                raise ToolException(str(error)) from None
             except McpError as error:
                 raise ToolException(_told(error)) from None
             finally:
@@ -109,7 +114,13 @@ class McpTool(BaseTool):
         opened = prepared()
         if not isinstance(opened, OpenedTool):
             raise ToolException(f"{self.name} works in a run only: its guard has not opened it")
-        result = await opened.call(arguments)
+        try:
+            result = await opened.call(arguments)
+        except EgressError as error:
+            if self.granted.effects is not Effect.NONE:
+                # Nobody knows what became of it: that is no answer to give to a model.
+                raise
+            raise ToolException(str(error)) from None
         text = text_of(result)
         if is_failure(result):
             raise ToolException(text or f"{self.name} failed and does not say why")
@@ -172,12 +183,6 @@ def _sender(egress: Egress, credential: Credential) -> Send:
         return Incoming(answer.status, answer.headers, answer.body)
 
     return send
-
-
-def _cut_off(error: EgressError) -> str:
-    if not error.maybe_done:
-        return str(error)
-    return f"{error} Nobody knows whether it was done: look before doing it again."
 
 
 def _told(error: McpError) -> str:

@@ -19,7 +19,9 @@ class Effect(StrEnum):
     #: It only computes or reads: invoking it again does no harm.
     NONE = "none"
 
-    #: It acts in the world. After a crash it is not repeated blindly.
+    #: It acts in the world. After a crash, or an exception it raised, it is not repeated blindly:
+    #: a person is asked whether it happened. Raise ToolException for what certainly did not; an
+    #: exception with `maybe_done = False` says so too.
     OUTWARD = "outward"
 
 

@@ -60,8 +60,9 @@ class _ToolEffectEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ToolEffect
     changes nothing more. After a crash it is invoked again.
     """
     TOOL_EFFECT_OUTWARD: _ToolEffect.ValueType  # 3
-    """It changes something, and must not be repeated blindly. After a crash in
-    the middle of it the run waits with OUTCOME_UNKNOWN.
+    """It changes something, and must not be repeated blindly. Before it is
+    repeated after a crash or an exception in the middle of it, the run waits
+    with OUTCOME_UNKNOWN.
     """
 
 class ToolEffect(_ToolEffect, metaclass=_ToolEffectEnumTypeWrapper):
@@ -76,8 +77,9 @@ TOOL_EFFECT_IDEMPOTENT: ToolEffect.ValueType  # 2
 changes nothing more. After a crash it is invoked again.
 """
 TOOL_EFFECT_OUTWARD: ToolEffect.ValueType  # 3
-"""It changes something, and must not be repeated blindly. After a crash in
-the middle of it the run waits with OUTCOME_UNKNOWN.
+"""It changes something, and must not be repeated blindly. Before it is
+repeated after a crash or an exception in the middle of it, the run waits
+with OUTCOME_UNKNOWN.
 """
 Global___ToolEffect: _TypeAlias = ToolEffect  # noqa: Y015
 

@@ -85,8 +85,9 @@ class _WaitingReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Waiting
     WAITING_REASON_INTERRUPT: _WaitingReason.ValueType  # 1
     """The graph asked a person a question."""
     WAITING_REASON_OUTCOME_UNKNOWN: _WaitingReason.ValueType  # 2
-    """An outward effect may or may not have happened when a runner died, and
-    its tool can not be repeated safely. A person must look and say which.
+    """An outward effect may or may not have happened when a runner died or the
+    tool raised an exception, it is about to be tried again, and its tool can
+    not be repeated safely. A person must look and say which.
     """
 
 class WaitingReason(_WaitingReason, metaclass=_WaitingReasonEnumTypeWrapper):
@@ -97,8 +98,9 @@ WAITING_REASON_UNSPECIFIED: WaitingReason.ValueType  # 0
 WAITING_REASON_INTERRUPT: WaitingReason.ValueType  # 1
 """The graph asked a person a question."""
 WAITING_REASON_OUTCOME_UNKNOWN: WaitingReason.ValueType  # 2
-"""An outward effect may or may not have happened when a runner died, and
-its tool can not be repeated safely. A person must look and say which.
+"""An outward effect may or may not have happened when a runner died or the
+tool raised an exception, it is about to be tried again, and its tool can
+not be repeated safely. A person must look and say which.
 """
 Global___WaitingReason: _TypeAlias = WaitingReason  # noqa: Y015
 
