@@ -60,9 +60,11 @@ def while_working(connection_is_lost: Callable[[], bool]) -> Iterator[None]:
     ServiceError UNAVAILABLE; let every other error pass."""
     try:
         yield
-    except TimeoutError as error:
-        # Nothing came back within the pool's command timeout, which is longer than the server's.
-        raise unavailable(_UNREACHABLE, retry_after=_RETRY_AFTER) from error
+    except OSError as error:
+        # TimeoutError: nothing came back within the command timeout, longer than the server's own.
+        if isinstance(error, TimeoutError) or connection_is_lost():
+            raise unavailable(_UNREACHABLE, retry_after=_RETRY_AFTER) from error
+        raise
     except asyncpg.InternalClientError as error:
         # What asyncpg says when PostgreSQL was killed in the middle of its answer: the connection
         # still counts as open, and its protocol is in no state to go on.

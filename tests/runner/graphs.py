@@ -232,6 +232,13 @@ async def tries(state: Words) -> Words:
     return {"words": [await chosen.ainvoke({"text": "x"})]}
 
 
+async def posts_two_at_once(state: Words) -> Words:
+    said = await asyncio.gather(post.ainvoke({"text": "a"}), post.ainvoke({"text": "b"}))
+    REACHED.set()
+    await RELEASED.wait()
+    return {"words": said}
+
+
 async def tries_under_new_ids(state: Words) -> Words:
     """As an agent within one node, whose model asks anew when the node is tried again."""
     HAPPENED["asked"] += 1
@@ -324,6 +331,7 @@ _at_once = RetryPolicy(
 )
 retrying = _chain(tries, retry=_at_once)
 retrying_under_new_ids = _chain(tries_under_new_ids, retry=_at_once)
+two_at_once = _chain(posts_two_at_once)
 failing_and_held = _chain(tries_and_holds)
 handing_out_and_held = _chain(hands_out_then_held)
 refused_and_held = _chain(refused_then_held)

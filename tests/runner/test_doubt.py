@@ -118,6 +118,31 @@ async def test_a_verdict_on_one_crash_says_nothing_of_the_next(
     assert (run.state, graphs.HAPPENED["post"]) == ("SUCCEEDED", 3)
 
 
+async def test_of_two_effects_in_doubt_each_gets_its_own_verdict(
+    fleet: Fleet, catalogue: Catalogue, graphs: Any
+) -> None:
+    run_id = await fleet.start("two_at_once", await fleet.grant("post"))
+    async with running(fleet, catalogue) as runner:
+        runner.loop.wake()
+        await asyncio.wait_for(graphs.REACHED.wait(), DEADLINE_SECONDS)
+        await fleet.execute(
+            "UPDATE invocations SET state = 'SENT', result = NULL, finish_time = NULL"
+        )
+        await fleet.kill(run_id)
+        graphs.RELEASED.set()
+        person = Person(fleet, runner, run_id)
+        first = await person.is_asked()
+        await person.says(HAPPENED)
+        await runner.until(run_id, lambda run: run.attempt == 3)
+        second = await person.is_asked()
+        await person.says(DID_NOT_HAPPEN)
+        run = await runner.finished(run_id)
+
+    assert first["invocation_id"] != second["invocation_id"]
+    assert (run.state, run.output) == ("SUCCEEDED", {"words": ["seen", "posted b"]})
+    assert graphs.HAPPENED["post"] == 3
+
+
 async def test_after_a_crash_what_had_raised_is_asked_about(
     fleet: Fleet, catalogue: Catalogue, graphs: Any
 ) -> None:
