@@ -233,10 +233,14 @@ async def tries(state: Words) -> Words:
 
 
 async def posts_two_at_once(state: Words) -> Words:
-    said = await asyncio.gather(post.ainvoke({"text": "a"}), post.ainvoke({"text": "b"}))
+    """Which of the two comes first changes with each execution."""
+    HAPPENED["at_once"] += 1
+    names = ["a", "b"] if HAPPENED["at_once"] < 3 else ["b", "a"]
+    calls = [{"name": "post", "args": {"text": name}, "id": name} for name in names]
+    said = await asyncio.gather(*(post.ainvoke({**call, "type": "tool_call"}) for call in calls))
     REACHED.set()
     await RELEASED.wait()
-    return {"words": said}
+    return {"words": sorted(each.content for each in said)}
 
 
 async def tries_under_new_ids(state: Words) -> Words:

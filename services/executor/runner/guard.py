@@ -82,7 +82,7 @@ class _UnderWay:
     unit: ToolUnit | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Raised(Question):
     """A question, and the request that cannot go on without the answer."""
 
@@ -218,7 +218,12 @@ class RunGuard:
             )
         match admission:
             case Asked():
-                return _Raised(admission.question, requested, heard)
+                return _Raised(
+                    asked=admission.question,
+                    answered=admission.answered,
+                    requested=requested,
+                    heard=heard,
+                )
             case Reused():
                 self._deal_with(requested, admission.invocation_id)
                 return Recorded(self._outcomes.reused(request, admission.result))

@@ -57,6 +57,8 @@ class Asked:
     """Nobody knows whether an earlier execution has done it: a person must say."""
 
     question: dict[str, Json]
+    #: Somebody has said: it is asked again since LangGraph counts a task's questions.
+    answered: bool = False
 
 
 Admission: TypeAlias = Admitted | Denied | Reused | Asked
@@ -101,8 +103,7 @@ async def admit(
     earlier: Known | None = None
     settled: Admission | None
     if heard < len(own):
-        # Asked again although it was answered, since LangGraph counts a task's questions.
-        settled = Asked(own[heard])
+        settled = Asked(own[heard], answered=True)
     else:
         earlier = await _earlier(tx, requested, dealt)
         settled = None if earlier is None else _settled(requested, earlier)

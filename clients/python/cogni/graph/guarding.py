@@ -54,6 +54,8 @@ class Question:
     """What a person must answer before the invocation may go on."""
 
     asked: Mapping[str, Any]
+    #: The guard knows the answer: the question only takes its place among the task's.
+    answered: bool = False
 
 
 class Guard(Protocol):
@@ -182,9 +184,16 @@ async def _on(guard: Guard, step: Any) -> Any:
 def _ask(question: Question) -> Any:
     """Return the answer at the next place among the task's; without one, end the task here."""
     # Imported here: authors of tools need no langgraph until a question is asked.
+    from langgraph.errors import GraphInterrupt
     from langgraph.types import interrupt
 
-    return interrupt(dict(question.asked))
+    try:
+        return interrupt(dict(question.asked))
+    except GraphInterrupt:
+        # Of two tools at work at once, the other may have taken this one's place.
+        if question.answered:
+            return None
+        raise
 
 
 def _request(tool: BaseTool, tool_input: Any, kwargs: Mapping[str, Any]) -> ToolRequest:
