@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from cogni.ledger.v1 import budget_pb2, price_card_pb2
 from cogni.ledger.v1 import ledger_service_pb2 as pb
-from services.ledger.money import MoneyError, parse_decimal
+from services.ledger.money import DECIMAL_PLACES_MAX, MoneyError, parse_decimal
 from services.ledger.units import REFERENCE_LENGTH_MAX, UNITS_PER_REQUEST_MAX
 from services.runtime.errors import Violation
 from services.runtime.validation import (
+    Rule,
     RuleTable,
     amount,
     blob,
@@ -50,6 +52,18 @@ def _decimal(field: str, value: str) -> Iterator[Violation]:
         parse_decimal(value)
     except MoneyError as error:
         yield Violation(field, str(error))
+
+
+def _fine_amount(field: str) -> tuple[Rule, Rule]:
+    """An amount that need not be a sum of an asset: finer than its scale, within our digits."""
+
+    def check(message: Any) -> Iterator[Violation]:
+        if len(getattr(message, field).value.partition(".")[2]) > DECIMAL_PLACES_MAX:
+            yield Violation(
+                f"{field}.value", f"must have at most {DECIMAL_PLACES_MAX} fractional digits"
+            )
+
+    return amount(field, nonnegative=True), custom(check)
 
 
 def _card(card: price_card_pb2.PriceCard) -> Iterator[Violation]:
@@ -135,7 +149,7 @@ RULES: RuleTable = {
     pb.GetAccountRequest: (
         required("account_id"),
         uuid("account_id"),
-        timestamp("balance_time"),
+        timestamp("balance_time", stored=False),
     ),
     pb.ListAccountsRequest: (
         *page(),
@@ -219,8 +233,8 @@ RULES: RuleTable = {
         required("account_id"),
         uuid("account_id"),
         required("start_time"),
-        timestamp("start_time"),
-        timestamp("end_time"),
+        timestamp("start_time", stored=False),
+        timestamp("end_time", stored=False),
         custom(_period),
         *page(),
     ),
@@ -230,8 +244,8 @@ RULES: RuleTable = {
         integer("last_sequence", min=0),
         uuid("account_id"),
         uuid("run_id"),
-        timestamp("start_time"),
-        timestamp("end_time"),
+        timestamp("start_time", stored=False),
+        timestamp("end_time", stored=False),
         custom(_period),
     ),
     pb.WatchEntriesRequest: (
@@ -278,12 +292,12 @@ RULES: RuleTable = {
     pb.ReconcileUsageRequest: (
         enum_set("source"),
         uuid("run_id"),
-        timestamp("start_time"),
-        timestamp("end_time"),
+        timestamp("start_time", stored=False),
+        timestamp("end_time", stored=False),
         text("provider", max_length=_NAME_LENGTH_MAX),
         items("rows", max_items=_ROWS_MAX),
         blob("csv", max_bytes=_CSV_BYTES_MAX),
-        amount("tolerance", nonnegative=True),
+        *_fine_amount("tolerance"),
         custom(_reconciliation),
     ),
     pb.CreatePriceCardRequest: (
@@ -302,7 +316,7 @@ RULES: RuleTable = {
                 text("model", max_length=_NAME_LENGTH_MAX),
                 text("provider", max_length=_NAME_LENGTH_MAX),
                 each("token_prices", enum_set("kind"), custom(_price)),
-                amount("call_price", nonnegative=True),
+                *_fine_amount("call_price"),
             ),
             each("tool_prices", required("name"), _name, custom(_price)),
             each("compute_prices", required("name"), _name, custom(_price)),

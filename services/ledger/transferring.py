@@ -13,7 +13,7 @@ from services.ledger.commands import TransferCommand, request_key
 from services.ledger.directory import Directory
 from services.ledger.entries import Entry
 from services.ledger.money import MoneyError, parse_minor
-from services.ledger.units import CLOCK_SKEW, RESERVED_SYSTEMS, Key
+from services.ledger.units import RESERVED_SYSTEMS, Key, wrong_moment
 from services.ledger.writer import Writer
 from services.runtime.caller import Caller
 from services.runtime.errors import (
@@ -62,8 +62,10 @@ class Transferring:
                 f"The source_system {wish.source_system!r} belongs to one of Cogni's services.",
                 metadata={"source_system": wish.source_system},
             )
-        if wish.occur_time is not None and wish.occur_time > self._clock() + CLOCK_SKEW:
-            raise invalid(Violation("occur_time", "must not be in the future"))
+        if wish.occur_time is not None:
+            wrong = wrong_moment(wish.occur_time, self._clock())
+            if wrong is not None:
+                raise invalid(Violation("occur_time", wrong))
         debit = await self._directory.need(caller.tenant_id, wish.debit_account_id)
         credit = await self._directory.need(caller.tenant_id, wish.credit_account_id)
         check_may_move(debit, caller.owner, caller.scopes)

@@ -25,7 +25,7 @@ _ATTEMPT_MAX = 2**31 - 1
 #: Names that only the service itself may report under.
 RESERVED_SYSTEMS = frozenset({"executor", "scheduler", "connections", "ledger", "runner"})
 _SYSTEM = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-#: Units that occurred before are a reporter's mistake.
+#: Whatever occurred before is a reporter's mistake.
 FIRST_MOMENT = datetime(2000, 1, 1, tzinfo=UTC)
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -222,10 +222,8 @@ class UsageUnit:
         if self.occur_time is None:
             if not any(each.field == "occur_time" for each in self.unreadable):
                 found.append(Violation("occur_time", "is required"))
-        elif self.occur_time > now + CLOCK_SKEW:
-            found.append(Violation("occur_time", "must not be in the future"))
-        elif self.occur_time < FIRST_MOMENT:
-            found.append(Violation("occur_time", f"must not be before {FIRST_MOMENT.year}"))
+        elif (wrong := wrong_moment(self.occur_time, now)) is not None:
+            found.append(Violation("occur_time", wrong))
         if self.usage is None:
             found.append(Violation("kind", "say what was used: a call, a time or custom units"))
         else:
@@ -236,6 +234,15 @@ class UsageUnit:
             if self.corrects == self.key.source_reference:
                 found.append(Violation("corrects_source_reference", "a unit can't correct itself"))
         return found
+
+
+def wrong_moment(occur_time: datetime, now: datetime) -> str | None:
+    """What is wrong with the time at which something is said to have occurred; None: nothing."""
+    if occur_time > now + CLOCK_SKEW:
+        return "must not be in the future"
+    if occur_time < FIRST_MOMENT:
+        return f"must not be before {FIRST_MOMENT.year}"
+    return None
 
 
 def is_uuid(text: str) -> bool:

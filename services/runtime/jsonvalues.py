@@ -15,8 +15,8 @@ from google.protobuf.struct_pb2 import ListValue, NullValue, Struct, Value
 Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 
 _EXACT_INTEGER_MAX = 2**53
-# Parsers of protobuf refuse messages nested deeper than 100; a JSON level costs three of them.
-_DEPTH_MAX = 30
+#: Parsers of protobuf refuse messages nested deeper than 100; a JSON level costs three of them.
+JSON_DEPTH_MAX = 30
 
 
 def from_struct(struct: Struct) -> dict[str, Json]:
@@ -93,8 +93,8 @@ def _to_struct(fields: Mapping[str, object], depth: int) -> Struct:
 
 
 def _to_value(value: object, depth: int) -> Value:
-    if depth > _DEPTH_MAX:
-        raise ValueError(f"JSON nested deeper than {_DEPTH_MAX} levels cannot be sent")
+    if depth > JSON_DEPTH_MAX:
+        raise ValueError(f"JSON nested deeper than {JSON_DEPTH_MAX} levels cannot be sent")
     match value:
         case None:
             return Value(null_value=NullValue.NULL_VALUE)

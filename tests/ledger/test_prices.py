@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from cogni.ledger.v1 import ledger_service_pb2 as pb
 from cogni.ledger.v1 import price_card_pb2, usage_pb2
@@ -200,6 +201,14 @@ async def test_cards_are_listed_newest_first_and_read_back_whole(ledger: Ledger)
         (
             "price_card.model_prices[0].call_price.asset",
             card(price_card_pb2.ModelPrice(model="m", call_price={"asset": "EUR", "value": "1"})),
+        ),
+        (
+            "price_card.model_prices[0].call_price.value",
+            card(price_card_pb2.ModelPrice(model="m", call_price=usd(f"0.{'0' * 30}1"))),
+        ),
+        (
+            "price_card.effective_time",
+            card(model(), effective_time=Timestamp(seconds=253402300799, nanos=999_999_999)),
         ),
     ],
 )

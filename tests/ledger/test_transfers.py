@@ -214,6 +214,7 @@ async def test_the_balance_at_a_time_is_what_it_was(ledger: Ledger) -> None:
         ),
         ({"description": "x" * 501}, "INVALID_REQUEST"),
         ({"occur_time": Timestamp(seconds=32_503_680_000)}, "INVALID_REQUEST"),
+        ({"occur_time": Timestamp(seconds=946_684_799)}, "INVALID_REQUEST"),
         ({"credit_account_id": "0197a000-0000-7000-8000-000000000000"}, "NOT_FOUND"),
         (
             {"credit_account_id": system_account_id("acme", "USD", AccountKind.USAGE)},

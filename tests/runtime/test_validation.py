@@ -9,6 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.runtime.errors import ErrorKind, ServiceError, Violation
+from services.runtime.jsonvalues import JSON_DEPTH_MAX
 from services.runtime.validation import (
     Rule,
     RuleSet,
@@ -35,7 +36,16 @@ from services.runtime.validation import (
 from tests.plugins.pets import FeedPetRequest
 
 UUID = "01890a5d-ac96-774b-bcce-b302099a8057"
+FIRST, LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 DAY = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def nested_lists(levels: int) -> dict[str, object]:
+    """An object that holds lists within lists, so many levels in all beside the innermost text."""
+    value: object = "deep"
+    for _ in range(levels - 1):
+        value = [value]
+    return {"a": value}
 
 
 def violated(rule: Rule, **fields: object) -> dict[str, str]:
@@ -61,9 +71,14 @@ def violated(rule: Rule, **fields: object) -> dict[str, str]:
         (amount("price", positive=True), {"price": {"asset": "USD", "value": "0.000001"}}),
         (amount("price"), {"price": {"asset": "USD", "value": "-3"}}),
         (timestamp("birth_time", min=DAY), {"birth_time": DAY}),
+        (timestamp("birth_time"), {"birth_time": FIRST + timedelta(microseconds=1)}),
+        (timestamp("birth_time"), {"birth_time": LAST - timedelta(microseconds=1)}),
+        (timestamp("birth_time", stored=False), {"birth_time": FIRST}),
+        (timestamp("birth_time", stored=False), {"birth_time": LAST}),
         (duration("patience", min=timedelta(0)), {"patience": timedelta(seconds=1)}),
         (mask("update_mask", {"name"}), {"update_mask": {"paths": ["name"]}}),
         (struct("input", max_bytes=200), {"input": {"a": [1, {"b": None}]}}),
+        (struct("input", max_bytes=999), {"input": nested_lists(JSON_DEPTH_MAX - 1)}),
         (one_of_set("food"), {"fish": ""}),
         (required("lives"), {"lives": 0}),
         (keys("labels", text(max_length=3)), {"labels": {"abc": ""}}),
@@ -113,6 +128,13 @@ def test_a_rule_accepts_what_it_should(rule: Rule, fields: dict[str, object]) ->
         ),
         (timestamp("birth_time"), {"birth_time": Timestamp(nanos=-1)}, "birth_time"),
         (timestamp("birth_time"), {"birth_time": Timestamp(seconds=10**15)}, "birth_time"),
+        (timestamp("birth_time"), {"birth_time": FIRST}, "birth_time"),
+        (timestamp("birth_time"), {"birth_time": LAST}, "birth_time"),
+        (
+            timestamp("birth_time"),
+            {"birth_time": Timestamp(seconds=253402300799, nanos=999_999_999)},
+            "birth_time",
+        ),
         (
             timestamp("birth_time", max=DAY),
             {"birth_time": DAY + timedelta(microseconds=1)},
@@ -128,6 +150,7 @@ def test_a_rule_accepts_what_it_should(rule: Rule, fields: dict[str, object]) ->
             "update_mask.paths[1]",
         ),
         (struct("input", max_bytes=5), {"input": {"a": "long enough"}}, "input"),
+        (struct("input", max_bytes=999), {"input": nested_lists(JSON_DEPTH_MAX)}, "input"),
         (struct("input", max_bytes=99), {"input": {"a": [float("nan")]}}, "input"),
         (struct("input", max_bytes=99), {"input": {"a": ["\x00"]}}, "input"),
         (struct("input", max_bytes=99), {"input": {"\x00": 1}}, "input"),

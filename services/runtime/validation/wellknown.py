@@ -13,6 +13,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from services.runtime.errors import Violation
+from services.runtime.jsonvalues import JSON_DEPTH_MAX
 from services.runtime.validation.rule import (
     Check,
     Rule,
@@ -27,16 +28,25 @@ _DECIMAL = re.compile(r"-?[0-9]{1,38}(\.[0-9]{1,38})?")
 
 #: google.protobuf.Timestamp covers year 1 to 9999, in whole seconds from the epoch.
 _TIMESTAMP_SECONDS_MIN, _TIMESTAMP_SECONDS_MAX = -62_135_596_800, 253_402_300_799
+_UNSTORABLE = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
 #: google.protobuf.Duration covers about 10,000 years either way.
 _DURATION_SECONDS_MAX = 315_576_000_000
 _NANOS_MAX = 999_999_999
 
-#: JSON nested deeper than this was not written by a person and costs stack to walk.
-JSON_DEPTH_MAX = 64
 
+def timestamp(
+    field: str = "",
+    *,
+    min: datetime | None = None,
+    max: datetime | None = None,
+    stored: bool = True,
+) -> Rule:
+    """A valid Timestamp within both bounds (aware datetimes), inclusive.
 
-def timestamp(field: str = "", *, min: datetime | None = None, max: datetime | None = None) -> Rule:
-    """A valid Timestamp within both bounds (aware datetimes), inclusive."""
+    The first and the last microsecond there are must not be `stored`: asyncpg writes them as
+    PostgreSQL's infinities and gives those back without a zone, so nobody could read the row. As
+    a bound of a search they mean what they say.
+    """
     lowest = min.astimezone(UTC) if min is not None else None
     highest = max.astimezone(UTC) if max is not None else None
 
@@ -47,6 +57,11 @@ def timestamp(field: str = "", *, min: datetime | None = None, max: datetime | N
         ):
             return "is not a valid timestamp (years 1 to 9999, nanos 0 to 999,999,999)"
         moment = value.ToDatetime(tzinfo=UTC)
+        if stored and moment in _UNSTORABLE:
+            return (
+                "must not be the first or the last microsecond of the years 1 to 9999; "
+                "leave it out when there is no such time"
+            )
         if lowest is not None and moment < lowest:
             return f"must not be before {lowest.isoformat()}"
         if highest is not None and moment > highest:
@@ -126,6 +141,7 @@ def mask(field: str, paths: frozenset[str] | set[str] | tuple[str, ...]) -> Rule
 def struct(field: str = "", *, max_bytes: int) -> Rule:
     """Free-form JSON (Struct, ListValue or Value) of bounded size and depth that JSON can hold.
 
+    What is taken must be fit to be shown: nothing nested deeper can be sent back.
     NaN and infinities are not JSON, and PostgreSQL's jsonb cannot hold NUL characters.
     """
 
