@@ -68,6 +68,7 @@ _RUN: dict[str, tuple[Rule, ...]] = {
         ),
     ),
 }
+_BINDING = ("graph_id", "grant_id")
 _CATCH_UP = nested(
     "catch_up",
     enum_known("mode"),
@@ -94,11 +95,15 @@ _CHECKS = {
     for path, rules in _BY_FIELD.items()
 }
 _CREATED = tuple(rule for name in _BY_FIELD if "." not in name for rule in _BY_FIELD[name])
-# What of a schedule matters to a simulation.
-_PLAYED = tuple(
-    rule
-    for name in ("spec", "overlap_policy", "catch_up", "remaining_actions")
-    for rule in _BY_FIELD[name]
+# What of a schedule matters to a simulation. It starts no run, so it needs no graph and no grant;
+# the rest of a run is read with the schedule and must therefore be readable.
+_PLAYED = (
+    *(
+        rule
+        for name in ("spec", "overlap_policy", "catch_up", "remaining_actions")
+        for rule in _BY_FIELD[name]
+    ),
+    nested("run", *(r for name in _RUN if name not in _BINDING for r in _RUN[name])),
 )
 _BACKFILL_ID = (required("backfill_id"), uuid("backfill_id"))
 _SCHEDULE_ID = (required("schedule_id"), uuid("schedule_id"))
