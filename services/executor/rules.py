@@ -1,5 +1,6 @@
 """What every request of the Executor must satisfy before its handler sees it."""
 
+import math
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -96,6 +97,9 @@ def _distinct_paths(permission: ToolPermission) -> Iterator[Violation]:
 
 def _sound_rule(constraint: ArgumentConstraint) -> Iterator[Violation]:
     bounds = constraint.range
+    for name in ("min", "max"):
+        if bounds.HasField(name) and not math.isfinite(getattr(bounds, name)):
+            yield Violation(f"range.{name}", "must be a finite number")
     both = bounds.HasField("min") and bounds.HasField("max")
     if both and not bounds.min <= bounds.max:
         yield Violation("range", "min must not be greater than max")
@@ -166,8 +170,8 @@ RULES: RuleTable = {
         uuid("thread_id"),
         _name("schedule_id"),
         *_labels(),
-        timestamp("min_create_time"),
-        timestamp("max_create_time"),
+        timestamp("min_create_time", stored=False),
+        timestamp("max_create_time", stored=False),
     ),
     executor.WatchRunRequest: (*_id("run_id"), integer("after_seq", min=0)),
     executor.WatchRunsRequest: (
@@ -216,8 +220,8 @@ RULES: RuleTable = {
         enum_known("kinds"),
         _name("action"),
         enum_known("decision"),
-        timestamp("min_create_time"),
-        timestamp("max_create_time"),
+        timestamp("min_create_time", stored=False),
+        timestamp("max_create_time", stored=False),
     ),
     grants.CreateGrantRequest: (
         *_id("request_id"),

@@ -61,6 +61,22 @@ async def test_a_grant_comes_back_as_it_was_asked_for(world: World) -> None:
     assert read.budget == Amount(asset="USD", value="12.5")
 
 
+@pytest.mark.parametrize("field", ["expire_time", "tools[0].arguments[0].range.max"])
+async def test_a_grant_that_could_not_be_read_again_is_refused_by_its_field(
+    world: World, field: str
+) -> None:
+    changes: dict[str, Any] = {"expire_time": Timestamp(seconds=253402300799, nanos=999_999_999)}
+    if field != "expire_time":
+        bounds = grant_pb2.NumberRange(max=float("inf"))
+        path = grant_pb2.ArgumentConstraint(path="count", range=bounds)
+        changes = {"tools": [grant_pb2.ToolPermission(tool="post", arguments=[path])]}
+
+    refusal = await refused(world.grants().CreateGrant(grant_request(**changes)))
+
+    assert refusal.reason == "INVALID_REQUEST"
+    assert field in refusal.message
+
+
 async def test_a_repeated_request_makes_one_grant_and_another_content_is_refused(
     world: World,
 ) -> None:
@@ -245,7 +261,8 @@ async def test_an_expired_grant_ends_and_its_runs_are_denied(world: World, clock
 
 
 async def test_grants_are_listed_newest_first_page_by_page(world: World) -> None:
-    made = [await world.grant(labels={"n": str(n)}) for n in range(5)]
+    made = [await world.grant(labels={"n": str(n)}) for n in range(4)]
+    made.append(await world.grant(graphs=["graph:execute:digest", "graph:execute:another"]))
     await world.grant("other", "bob")
     stub = world.grants()
 
@@ -254,6 +271,7 @@ async def test_grants_are_listed_newest_first_page_by_page(world: World) -> None
         grant_pb.ListGrantsRequest(page_size=3, page_token=first.next_page_token)
     )
     filtered = await stub.ListGrants(grant_pb.ListGrantsRequest(labels={"n": "3"}))
+    of_graph = await stub.ListGrants(grant_pb.ListGrantsRequest(graph_id="another"))
     other_filter = await refused(
         stub.ListGrants(grant_pb.ListGrantsRequest(owner="alice", page_token=first.next_page_token))
     )
@@ -262,6 +280,7 @@ async def test_grants_are_listed_newest_first_page_by_page(world: World) -> None
     assert listed == made[::-1]
     assert rest.next_page_token == ""
     assert [grant.grant_id for grant in filtered.grants] == [made[3]]
+    assert [grant.grant_id for grant in of_graph.grants] == [made[4]]
     assert other_filter.reason == "PAGE_TOKEN_INVALID"
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import any_, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.executor.amounts import Amount
@@ -176,7 +176,7 @@ async def page(
     if wanted.owner:
         statement = statement.where(table.c.owner == wanted.owner)
     if wanted.graph_id:
-        statement = statement.where(table.c.graph_ids.any(wanted.graph_id))
+        statement = statement.where(literal(wanted.graph_id) == any_(table.c.graph_ids))
     if wanted.labels:
         statement = statement.where(table.c.labels.contains(dict(wanted.labels)))
     return [_grant(dict(row)) for row in (await tx.execute(statement)).mappings()]

@@ -1,0 +1,29 @@
+"""Whatever a caller sends is answered by a reason of the contract, never by INTERNAL."""
+
+from __future__ import annotations
+
+from tests.executor.conftest import World, grant_request, start_request
+from tests.plugins.bad_input import prove_bad_input
+
+
+async def test_no_request_is_answered_by_a_defect(quiet_world: World) -> None:
+    grant = grant_request()
+    grant_id = await quiet_world.grant()
+    start = start_request(grant_id)
+    run = await quiet_world.start(grant_id)
+
+    count = await prove_bad_input(
+        "executor",
+        quiet_world.application,
+        quiet_world.served,
+        quiet_world.identities,
+        {
+            "grant_id": grant_id,
+            "run_id": run.run_id,
+            "graph_id": run.graph_id,
+            "cogni.executor.v1.CreateGrantRequest": grant,
+            "cogni.executor.v1.StartRunRequest": start,
+        },
+    )
+
+    assert count > 1000
