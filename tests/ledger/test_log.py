@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -196,3 +197,19 @@ async def test_each_way_to_export_a_part_of_the_log_gives_just_that_part(ledger:
         assert parts[-1].exported_count == parts[-1].total_count == len(expected)
         found += len(expected)
     assert found > len(whole)
+
+
+async def test_every_leaf_has_a_nonce_that_no_other_has(start_ledger: StartLedger) -> None:
+    one, another = await start_ledger(), await start_ledger()
+    account_id = await one.account("1")
+    for each in (one, another, one):
+        await record(each.executor(), *(unit(account_id) for _ in range(3)))
+
+    listed = await one.stub().ListEntries(pb.ListEntriesRequest(page_size=100))
+
+    nonces = [bytes.fromhex(json.loads(each.leaf)["nonce"]) for each in listed.entries]
+    assert len(nonces) == 1 + 3 * 3
+    assert {len(each) for each in nonces} == {16}
+    # Not one half of a nonce comes twice: a counter or a short nonce that is repeated would show.
+    halves = [half for each in nonces for half in (each[:8], each[8:])]
+    assert len(set(halves)) == len(halves)
