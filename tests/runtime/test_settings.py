@@ -131,6 +131,29 @@ def test_no_way_to_check_caller_tokens_is_refused(environ: dict[str, str]) -> No
     assert "how caller tokens are checked" in problems(environ)[0]
 
 
+@pytest.mark.parametrize("listen", ["0.0.0.0:1", "[::]:1", "10.0.0.7:1", "localhost.example:1"])
+def test_a_shared_secret_is_refused_where_others_can_reach_the_server(
+    environ: dict[str, str], tmp_path: Path, listen: str
+) -> None:
+    environ["COGNI_KENNEL_LISTEN"] = listen
+
+    [problem] = problems(environ)
+
+    assert "COGNI_AUTH_HS256_SECRET_FILE is for servers that listen on loopback" in problem
+    assert repr(listen) in problem
+    jwks = tmp_path / "jwks.json"
+    jwks.write_text("{}")
+    del environ["COGNI_AUTH_HS256_SECRET_FILE"]
+    environ["COGNI_AUTH_JWKS_FILE"] = str(jwks)
+    assert load(KennelSettings, environ).listen == listen
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "127.8.0.1:0", "[::1]:0", "localhost:0"])
+def test_a_shared_secret_will_do_on_loopback(environ: dict[str, str], listen: str) -> None:
+    environ["COGNI_KENNEL_LISTEN"] = listen
+    assert load(KennelSettings, environ).auth_hs256_secret
+
+
 def test_a_short_hs256_secret_is_refused_and_not_shown(
     environ: dict[str, str], tmp_path: Path
 ) -> None:

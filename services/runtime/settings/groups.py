@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -153,8 +154,8 @@ class AuthSettings(SettingsGroup):
 
     auth_hs256_secret: SecretStr | None = shared(
         None,
-        "File with the shared secret that signs caller tokens (HS256). For the embedded stack; "
-        "in production use a JWKS.",
+        "File with the shared secret that signs caller tokens (HS256). For the embedded stack, on "
+        "loopback only: elsewhere use a JWKS.",
         file_only=True,
     )
     auth_jwks_file: Path | None = shared(
@@ -249,8 +250,25 @@ class ServerSettings(TlsSettings, AuthSettings):
                 "Nothing says how caller tokens are checked: set COGNI_AUTH_JWKS_URL, "
                 "COGNI_AUTH_JWKS_FILE, or (embedded stack only) COGNI_AUTH_HS256_SECRET_FILE."
             )
+        if self.auth_hs256_secret is not None and not _is_loopback(self.listen):
+            # Whoever checks such tokens can also make them, so the secret must not leave a machine.
+            yield (
+                f"COGNI_AUTH_HS256_SECRET_FILE is for servers that listen on loopback, and this one "
+                f"listens on {self.listen!r}: listen on 127.0.0.1, or set COGNI_AUTH_JWKS_URL or "
+                "COGNI_AUTH_JWKS_FILE instead."
+            )
         if self.default_deadline_seconds > self.max_deadline_seconds:
             yield "COGNI_DEFAULT_DEADLINE_SECONDS is longer than COGNI_MAX_DEADLINE_SECONDS."
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 #: Every group of shared settings: their variables are known to all processes, read or not.
