@@ -292,6 +292,7 @@ async def _world(
         sign=signer(identities.keys["executor"]),
         watch_streams_max=20,
         change_streams_max=5,
+        trace_url_template="https://traces.test/{trace_id}/tree",
     )
     whole = application(around, start_telemetry(TelemetrySettings(), "tests"))
     kept = {name: loop for name, loop in whole.loops.items() if loops is None or name in loops}
