@@ -29,7 +29,7 @@ _DEFECTS = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
 _STREAM_SECONDS = 0.5
 _CALL_SECONDS = 60
 _AT_ONCE = 16
-_HARVEST_MAX = 20
+_HARVEST_MAX = 12
 #: What ends a thing comes after all that needs it.
 _ENDS = ("Cancel", "Close", "Delete", "Release", "Revoke")
 _READS = ("Get", "List", "Preview", "Simulate", "Explain")
@@ -115,7 +115,8 @@ class _Walk:
             yield GetMessageClass(method.input_type)(page_size=1000)
         if not method.server_streaming and method.name.startswith(_READS):
             for name, field in fields.items():
-                for value in list(self._met[name])[:_HARVEST_MAX]:
+                met = list(self._met[name])
+                for value in met[:: 1 + len(met) // _HARVEST_MAX]:
                     request = self._shapes.of(method.input_type)
                     put(request, field, value)
                     yield request
