@@ -253,9 +253,9 @@ class ServerSettings(TlsSettings, AuthSettings):
         if self.auth_hs256_secret is not None and not _is_loopback(self.listen):
             # Whoever checks such tokens can also make them, so the secret must not leave a machine.
             yield (
-                f"COGNI_AUTH_HS256_SECRET_FILE is for servers that listen on loopback, and this one "
-                f"listens on {self.listen!r}: listen on 127.0.0.1, or set COGNI_AUTH_JWKS_URL or "
-                "COGNI_AUTH_JWKS_FILE instead."
+                "COGNI_AUTH_HS256_SECRET_FILE is for servers that listen on loopback, and this "
+                f"one listens on {self.listen!r}: listen on 127.0.0.1, or set COGNI_AUTH_JWKS_URL "
+                "or COGNI_AUTH_JWKS_FILE instead."
             )
         if self.default_deadline_seconds > self.max_deadline_seconds:
             yield "COGNI_DEFAULT_DEADLINE_SECONDS is longer than COGNI_MAX_DEADLINE_SECONDS."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -62,7 +63,13 @@ def run_from_json(text: str) -> RunTemplate:
 
 def settings_plain(settings: Settings) -> dict[str, Any]:
     """Settings as plain JSON values, for hashing a request's content."""
-    return TypeAdapter(Settings).dump_python(settings, mode="json")  # type: ignore[no-any-return]
+    return _settings().dump_python(settings, mode="json")  # type: ignore[no-any-return]
+
+
+@cache
+def _settings() -> TypeAdapter[Settings]:
+    """Made when the first request is hashed and kept: making it takes longer than the request."""
+    return TypeAdapter(Settings)
 
 
 def schedule_of(row: Mapping[str, Any]) -> Schedule:
