@@ -43,6 +43,7 @@ from services.runtime.caller import Caller, CallerKind, RunClaims
 from services.runtime.database import Database
 from services.runtime.drain import Drain
 from services.runtime.ids import new_id
+from services.runtime.server import Application
 from services.standalone import pds
 from tests.databases import DatabaseFactory
 from tests.plugins.identities import Identities
@@ -246,6 +247,7 @@ class Service:
     """A running server and those who call it."""
 
     served: Served
+    application: Application
     database: Database
     identities: Identities
     at_server: str
@@ -293,7 +295,7 @@ async def service(
     drain = Drain()
     parts = compose(db, key_ring, Choices(EgressRules.parse(at_server)), drain)
     served = await serve_service("connections", parts.application, drain=drain)
-    yield Service(served, db, identities, at_server)
+    yield Service(served, parts.application, db, identities, at_server)
     await parts.close()
 
 

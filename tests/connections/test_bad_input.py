@@ -11,6 +11,7 @@ from cogni.connections.v1 import connections_service_pb2 as messages
 from services.runtime.ids import new_id
 from tests.connections.conftest import Service
 from tests.plugins.calls import refused
+from tests.plugins.strangers import prove_strangers
 
 API = {"allowed_origins": ["https://api.example.com"]}
 OAUTH = {
@@ -76,3 +77,19 @@ async def test_what_is_wrong_with_settings_and_secrets_is_told_in_plain_words(
     assert {each.field for each in violations} == set(told)
     for each in violations:
         assert each.description.startswith(told[each.field])
+
+
+async def test_to_another_tenant_a_connection_is_unknown(service: Service) -> None:
+    made = await service.user().CreateConnection(service.bluesky())
+    request = messages.GetConnectionRequest(connection_id=made.connection.connection_id)
+
+    count = await prove_strangers(
+        "connections",
+        service.application,
+        service.served,
+        service.identities,
+        {"connection_id": made.connection.connection_id},
+    )
+
+    assert count >= 9
+    assert (await service.user().GetConnection(request)).connection == made.connection

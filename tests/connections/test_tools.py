@@ -34,7 +34,7 @@ async def service(
     choices = Choices(EgressRules.parse(mcp_server.address))
     parts = compose(db, key_ring, choices, drain)
     served = await serve_service("connections", parts.application, drain=drain)
-    yield Service(served, db, identities, mcp_server.address)
+    yield Service(served, parts.application, db, identities, mcp_server.address)
     await parts.close()
 
 

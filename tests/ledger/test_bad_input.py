@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -17,12 +18,14 @@ from services.ledger.composition import compose
 from services.runtime.drain import Drain
 from services.runtime.ids import new_id
 from services.runtime.opaque import seal
+from services.runtime.server import Application
 from tests.databases import DatabaseFactory
 from tests.ledger.conftest import Ledger, record, unit, usd
 from tests.plugins.bad_input import prove_bad_input
 from tests.plugins.calls import refused
 from tests.plugins.identities import Identities
-from tests.plugins.serving import ServeService
+from tests.plugins.serving import Served, ServeService
+from tests.plugins.strangers import prove_strangers
 
 FIRST_MOMENT = Timestamp(seconds=-62135596800)
 LAST_MOMENT = Timestamp(seconds=253402300799, nanos=999_999_999)
@@ -173,9 +176,19 @@ async def test_a_unit_does_not_replace_a_transfer_of_the_same_source_system(
     assert await ledger.balance(target) == before
 
 
-async def test_no_request_is_answered_by_a_defect(
+@dataclass(frozen=True)
+class Walked:
+    """A Ledger, and what it has that requests can name."""
+
+    application: Application
+    served: Served
+    known: dict[str, Any]
+
+
+@pytest.fixture
+async def walked(
     database: DatabaseFactory, serve_service: ServeService, identities: Identities
-) -> None:
+) -> Walked:
     drain = Drain()
     db = await database("ledger")
     application = compose(db, drain=drain, signer=LogSigner(identities.keys["ledger"], "l.test"))
@@ -194,43 +207,52 @@ async def test_no_request_is_answered_by_a_defect(
     )
     held = await ledger.stub().PlaceHold(hold)
 
+    known = {
+        "account_id": account_id,
+        "credit_account_id": credit_id,
+        "hold_id": held.hold.hold_id,
+        "sequence": 1,
+        "unit_count": 0,
+        "display_name": "a name",
+        "model": "gpt-5-mini",
+        "provider": "openai",
+        "name": "page",
+        "price": "0.01",
+        "markup": "1.1",
+        "description": "why",
+        "source_system": "bank",
+        "source_reference": "u1",
+        "start_time": now(-3600),
+        "end_time": now(3600),
+        "expire_time": now(3600),
+        "period": 1,
+        "threshold_percents": [50, 100],
+        "update_mask": FieldMask(paths=["period", "limit", "threshold_percents"]),
+        "rows": [],
+        "csv": b"",
+        "cogni.ledger.v1.TransferRequest": transfer,
+        "cogni.ledger.v1.PlaceHoldRequest": hold,
+        "cogni.ledger.v1.UsageUnit": unit(account_id, source_system="bank", attempt=0, run_id=""),
+    }
+    return Walked(application, served, known)
+
+
+async def test_no_request_is_answered_by_a_defect(walked: Walked, identities: Identities) -> None:
     count = await prove_bad_input(
-        "ledger",
-        application,
-        served,
-        identities,
-        {
-            "account_id": account_id,
-            "credit_account_id": credit_id,
-            "hold_id": held.hold.hold_id,
-            "sequence": 1,
-            "unit_count": 0,
-            "display_name": "a name",
-            "model": "gpt-5-mini",
-            "provider": "openai",
-            "name": "page",
-            "price": "0.01",
-            "markup": "1.1",
-            "description": "why",
-            "source_system": "bank",
-            "source_reference": "u1",
-            "start_time": now(-3600),
-            "end_time": now(3600),
-            "expire_time": now(3600),
-            "period": 1,
-            "threshold_percents": [50, 100],
-            "update_mask": FieldMask(paths=["period", "limit", "threshold_percents"]),
-            "rows": [],
-            "csv": b"",
-            "cogni.ledger.v1.TransferRequest": transfer,
-            "cogni.ledger.v1.PlaceHoldRequest": hold,
-            "cogni.ledger.v1.UsageUnit": unit(
-                account_id, source_system="bank", attempt=0, run_id=""
-            ),
-        },
+        "ledger", walked.application, walked.served, identities, walked.known
     )
 
     assert count > 1000
+
+
+async def test_to_another_tenant_all_of_it_is_unknown(
+    walked: Walked, identities: Identities
+) -> None:
+    count = await prove_strangers(
+        "ledger", walked.application, walked.served, identities, walked.known
+    )
+
+    assert count >= 13
 
 
 def now(seconds: int = 0) -> Timestamp:
