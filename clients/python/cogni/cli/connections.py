@@ -18,7 +18,16 @@ from cogni.cli.arguments import (
     labels,
     request_id,
 )
-from cogni.cli.output import console, name_of, pages, show, show_all, show_created, time_of
+from cogni.cli.output import (
+    console,
+    name_of,
+    pages,
+    print_object,
+    show,
+    show_all,
+    show_created,
+    time_of,
+)
 from cogni.cli.proofs import EXIT_NOT_PROVEN
 from cogni.client import Client
 from cogni.client.access_log import Head, TamperedError, verify_records
@@ -276,10 +285,11 @@ def tools(connection: ConnectionArgument, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def delete(connection: ConnectionArgument) -> None:
+def delete(connection: ConnectionArgument, as_json: JsonOption = False) -> None:
     """Revoke its leases, erase its secret and delete it."""
     with Client() as client:
-        client.connections.DeleteConnection(DeleteConnectionRequest(connection_id=connection))
+        request = DeleteConnectionRequest(connection_id=connection)
+        show(client.connections.DeleteConnection(request), as_json)
 
 
 @app.command()
@@ -317,6 +327,7 @@ def verify_whole_log(
     head: Annotated[
         str, typer.Option(help="A head that an earlier check printed, kept elsewhere.")
     ] = "",
+    as_json: JsonOption = False,
 ) -> None:
     """Check that no record of who used which credential was changed, removed or inserted.
 
@@ -335,6 +346,9 @@ def verify_whole_log(
         except TamperedError as error:
             sys.stderr.write(f"NOT PROVEN: {error}\n")
             raise typer.Exit(EXIT_NOT_PROVEN) from None
+    if as_json:
+        print_object({"records": end.sequence, "head": str(end)})
+        return
     out = console()
     out.print(f"{end.sequence} records, none changed, removed or inserted")
     out.print(f"head: {end}", soft_wrap=True)

@@ -34,7 +34,12 @@ def as_json(message: Message) -> dict[str, Any]:
 
 
 def print_json(message: Message) -> None:
-    print(json.dumps(as_json(message), ensure_ascii=False), flush=True)
+    print_object(as_json(message))
+
+
+def print_object(fields: dict[str, Any]) -> None:
+    """One JSON object on a line of its own."""
+    print(json.dumps(fields, ensure_ascii=False), flush=True)
 
 
 def show(message: Message, as_program: bool) -> None:

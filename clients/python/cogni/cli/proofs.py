@@ -13,7 +13,7 @@ from google.protobuf import json_format
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from cogni.cli.arguments import JsonOption, moment
-from cogni.cli.output import console, print_json, show
+from cogni.cli.output import console, print_json, print_object, show
 from cogni.client import Client
 from cogni.client.ledger_verify import (
     VerificationError,
@@ -60,6 +60,7 @@ def export(
     run: Annotated[str, typer.Option(help="Only this run.")] = "",
     start: Annotated[str, typer.Option("--from", help="Only entries recorded from then on.")] = "",
     end: Annotated[str, typer.Option("--to", help="Only entries recorded before.")] = "",
+    as_json: JsonOption = False,
 ) -> None:
     """Write the tenant's entries to a file: all of them for `cogni ledger verify`, or a statement.
 
@@ -87,12 +88,16 @@ def export(
         file.flush()
         os.fsync(file.fileno())
     partial.rename(path)
-    console().print(f"{count} entries in {path}")
+    if as_json:
+        print_object({"entries": count, "file": str(path)})
+    else:
+        console().print(f"{count} entries in {path}")
 
 
 def verify(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="An export, or a receipt as JSON.")],
     key: KeyOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Check an exported file offline; names the first entry that was altered, removed or moved.
 
@@ -104,11 +109,13 @@ def verify(
             first = file.readline()
             if _is_receipt(first, file.readline()):
                 head, proven = verify_receipt(json.loads(first), verifier_key), "the charge"
+                counts = {"charges": 1}
             else:
                 file.seek(0)
                 found = verify_export(file, verifier_key)
                 head = found.head
                 proven = f"{found.entry_count} entries, {found.charge_count} of them charges"
+                counts = {"entries": found.entry_count, "charges": found.charge_count}
     except OSError as error:
         raise typer.BadParameter(f"cannot read {path}: {error.strerror}") from None
     except VerificationError as error:
@@ -116,6 +123,10 @@ def verify(
     except (KeyError, TypeError, ValueError):
         # Whatever else a damaged file makes the verifier stumble over.
         _not_proven("the file is damaged, or no export and no receipt")
+    if as_json:
+        whole = {**counts, "origin": head.origin, "tree_size": head.tree_size}
+        print_object({**whole, "by_given_key": verifier_key is not None})
+        return
     out = console()
     out.print(f"proven: {proven}, in the log {head.origin} of {head.tree_size} entries")
     if verifier_key is None:

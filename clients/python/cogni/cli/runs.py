@@ -210,10 +210,10 @@ def replay(
 
 
 @app.command()
-def delete(run: RunArgument) -> None:
+def delete(run: RunArgument, as_json: JsonOption = False) -> None:
     """Delete a finished run with its events and checkpoints. Its charges stay."""
     with Client() as client:
-        client.executor.DeleteRun(DeleteRunRequest(run_id=run))
+        show(client.executor.DeleteRun(DeleteRunRequest(run_id=run)), as_json)
 
 
 @app.command()

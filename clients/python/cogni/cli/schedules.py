@@ -195,10 +195,11 @@ def trigger(
 
 
 @app.command()
-def delete(schedule: ScheduleArgument) -> None:
+def delete(schedule: ScheduleArgument, as_json: JsonOption = False) -> None:
     """Delete a schedule. Its slots stay on record, and no time of it ever fires again."""
     with Client() as client:
-        client.scheduler.DeleteSchedule(DeleteScheduleRequest(schedule_id=schedule))
+        request = DeleteScheduleRequest(schedule_id=schedule)
+        show(client.scheduler.DeleteSchedule(request), as_json)
 
 
 @app.command()
