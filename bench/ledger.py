@@ -241,12 +241,8 @@ async def _singles(
     latencies_ms.sort()
     for percent in (50, 99):
         value = latencies_ms[min(len(latencies_ms) - 1, len(latencies_ms) * percent // 100)]
-        report.add(AREA, f"{name}, p{percent}", "ms", [value])
-        if percent == 50 and commits_ms:
-            peer = "the bare commit of one row"
-            report.add(
-                AREA, f"{name}, p{percent}", "ms", [value], peer=peer, peer_values=commits_ms
-            )
+        peer = "the median bare commit of a row" if commits_ms else None
+        report.add(AREA, f"{name}, p{percent}", "ms", [value], peer=peer, peer_values=commits_ms)
     report.add(AREA, f"{name}, CPU of the server", "µs/call", cpu_us)
 
 

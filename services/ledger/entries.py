@@ -129,7 +129,7 @@ def seal(draft: Draft, place: Place) -> Entry:
     facts = _leaf_facts(draft, place, occur_time)
     leaf = canonical_line(facts)
     key = draft.key
-    # In the order of the fields: by their names it takes 0.6 µs more.
+    # In the order of the fields, which is quicker than by their names.
     return Entry(
         draft.tenant_id,
         place.sequence,

@@ -213,7 +213,7 @@ class UsageUnit:
 
     def violations(self, now: datetime) -> list[Violation]:
         """Return everything that is wrong with the unit by itself, fields relative to it."""
-        # Functions that add to one list, over generators: 2.2 µs of each unit against 3.9.
+        # Functions that add to one list, over generators: 2.6 µs of each unit against 3.9.
         found = list(self.unreadable)
         _judge_key(found, self.key)
         _judge_run(found, self.run_id, self.attempt)

@@ -56,7 +56,7 @@ def run_server(main: Main, *, listen: str, processes: int = 1, drain_seconds: fl
 
 def _run(main: Main, listen: Listen) -> int:
     # libuv's loop: a call wakes the loop four times, and each of asyncio's own rounds is Python.
-    # 480 µs of a Ledger's main thread per charge against 610, same run.
+    # 625 µs of a Ledger's CPU per charge against 751, 64 callers, both in turns.
     uvloop.run(main(listen))
     return 0
 

@@ -13,13 +13,12 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from services.runtime.access import Access
 from services.runtime.server import Application
+from tests.plugins.calls import method_of
 from tests.plugins.identities import Identities
 from tests.plugins.mutants import DEPTH_MAX, Shapes, is_map, mutants, put
 from tests.plugins.serving import Served
@@ -48,7 +47,7 @@ async def prove_bad_input(
     that are there), messages by full name.
     """
     walk = _Walk(service, application, served, identities, known)
-    methods = [_method(name) for name in application.methods()]
+    methods = [method_of(name) for name in application.methods()]
     for method in sorted(methods, key=lambda each: each.name.startswith(_ENDS)):
         if not method.server_streaming:
             await walk.mutate(method)
@@ -155,15 +154,10 @@ class _Walk:
 
     def _token(self, method: str) -> str:
         if method not in self._tokens:
-            self._tokens[method] = self._allowed(self._access[method])
+            self._tokens[method] = self._identities.allowed(
+                self._service, self._access[method], self._scopes
+            )
         return self._tokens[method]
-
-    def _allowed(self, access: Access) -> str:
-        if access.users:
-            return self._identities.user_token(scopes=self._scopes)
-        if access.services:
-            return self._identities.service_token(sorted(access.services)[0], self._service)
-        return self._identities.run_token()
 
     def _harvest(self, message: Message) -> None:
         """Remember the ids in an answer, for the reads at the end."""
@@ -173,11 +167,6 @@ class _Walk:
             elif field.message_type is not None and not is_map(field):
                 for each in value if field.is_repeated else (value,):
                     self._harvest(each)
-
-
-def _method(name: str) -> MethodDescriptor:
-    service, method = name.strip("/").split("/")
-    return descriptor_pool.Default().FindServiceByName(service).methods_by_name[method]
 
 
 def _short(message: Message) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import MethodDescriptor
 from google.rpc import error_details_pb2, status_pb2
 
 from tests.plugins.pets import SERVICE, FeedPetRequest, FeedPetResponse
@@ -40,6 +42,12 @@ _KINDS = (
     error_details_pb2.PreconditionFailure,
     error_details_pb2.QuotaFailure,
 )
+
+
+def method_of(name: str) -> MethodDescriptor:
+    """The descriptor of "/package.Service/Method"."""
+    service, method = name.strip("/").split("/")
+    return descriptor_pool.Default().FindServiceByName(service).methods_by_name[method]
 
 
 def refusal_of(error: grpc.aio.AioRpcError) -> Refusal:

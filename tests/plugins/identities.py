@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from jwt.algorithms import OKPAlgorithm
 
+from services.runtime.access import Access
 from services.runtime.caller import RunClaims
 from services.runtime.ids import new_id
 from services.runtime.tokens import (
@@ -118,3 +119,13 @@ class Identities:
     def run_token(self, claims: RunClaims | None = None) -> str:
         run = claims or self.run_claims()
         return mint_run_token(self.keys["executor"], run, datetime.now(UTC))
+
+    def allowed(
+        self, service: str, access: Access, scopes: Iterable[str], tenant: str = "acme"
+    ) -> str:
+        """A token whose bearer the entry admits: a person's if it admits people."""
+        if access.users:
+            return self.user_token(tenant, scopes=scopes)
+        if access.services:
+            return self.service_token(sorted(access.services)[0], service, tenant)
+        return self.run_token(self.run_claims(tenant))

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 
 import grpc
 import grpc.aio
-from google.protobuf import descriptor_pool
 
 from services.runtime.access import Access
 from services.runtime.server import Application
-from tests.plugins.calls import Refusal, refused
+from tests.plugins.calls import Refusal, method_of, refused
 from tests.plugins.identities import SERVICES, Identities
 from tests.plugins.serving import Served
 
@@ -64,8 +63,7 @@ async def prove_refusals(
 
 
 async def _call(channel: grpc.aio.Channel, method: str, token: str | None) -> Refusal:
-    service, name = method.strip("/").split("/")
-    descriptor = descriptor_pool.Default().FindServiceByName(service).methods_by_name[name]
+    descriptor = method_of(method)
     metadata = () if token is None else (("authorization", f"Bearer {token}"),)
     make = channel.unary_stream if descriptor.server_streaming else channel.unary_unary
     call = make(method, request_serializer=bytes, response_deserializer=bytes)

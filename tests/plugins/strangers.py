@@ -13,14 +13,12 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
-from services.runtime.access import Access
 from services.runtime.ids import new_id
 from services.runtime.server import Application
-from tests.plugins.calls import refusal_of
+from tests.plugins.calls import method_of, refusal_of
 from tests.plugins.identities import Identities
 from tests.plugins.mutants import Shapes
 from tests.plugins.serving import Served
@@ -55,7 +53,7 @@ async def prove_strangers(
     """
     walk = _Walk(service, application, served, identities, known)
     for name in application.methods():
-        await walk.visit(_method(name))
+        await walk.visit(method_of(name))
     assert not walk.defects, "\n" + "\n".join(walk.defects)
     return walk.count
 
@@ -109,11 +107,14 @@ class _Walk:
 
     async def _call(self, method: MethodDescriptor, request: bytes) -> _Answer:
         name = f"/{method.containing_service.full_name}/{method.name}"
+        token = self._identities.allowed(
+            self._service, self._access[name], self._scopes, STRANGERS_TENANT
+        )
         streams = method.server_streaming
         make = self._channel.unary_stream if streams else self._channel.unary_unary
         call = make(name, request_serializer=bytes, response_deserializer=bytes)(
             request,
-            metadata=(("authorization", f"Bearer {self._token(self._access[name])}"),),
+            metadata=(("authorization", f"Bearer {token}"),),
             timeout=_STREAM_SECONDS if streams else _CALL_SECONDS,
         )
         body = b""
@@ -130,19 +131,6 @@ class _Walk:
             return _Answer(error.code().name, reason, error.details() or "", body)
         return _Answer("OK", "", "", body)
 
-    def _token(self, access: Access) -> str:
-        if access.users:
-            return self._identities.user_token(STRANGERS_TENANT, scopes=self._scopes)
-        if access.services:
-            caller = sorted(access.services)[0]
-            return self._identities.service_token(caller, self._service, STRANGERS_TENANT)
-        return self._identities.run_token(self._identities.run_claims(STRANGERS_TENANT))
-
 
 def _masked(answer: _Answer) -> str:
     return _UUID.sub(b"ID", answer.text.encode()).decode()
-
-
-def _method(name: str) -> MethodDescriptor:
-    service, method = name.strip("/").split("/")
-    return descriptor_pool.Default().FindServiceByName(service).methods_by_name[method]

@@ -28,7 +28,7 @@ def timestamp(moment: datetime) -> Timestamp:
 def set_amount(message: Amount, minor: int, asset: Asset) -> None:
     """Make a message that is part of another the sum that minor units are.
 
-    In place, as `set_timestamp`: a message that is made and then copied takes four times as long.
+    In place, as `set_timestamp`: a message that is made and then copied takes twice as long.
     """
     message.asset = asset.code
     message.value = format_minor(minor, asset)
