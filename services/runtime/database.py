@@ -101,12 +101,12 @@ class Database:
                 raise DatabaseUnusableError(describe_unreachable(self.url, error)) from error
 
     async def recycle(self) -> None:
-        """Drop the idle connections, so that new ones meet changed settings of the database."""
+        """Let new connections, which meet changed settings of the database, take over."""
         for pools in (self._app, self._jobs):
             await pools.recycle()
 
     async def close(self) -> None:
-        """Close every connection; those in use lose their transactions."""
+        """Close every connection for good; those in use lose their transactions."""
         for pools in (self._app, self._jobs):
             await pools.close()
 

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import asyncpg
 from sqlalchemy import event
@@ -59,6 +60,9 @@ class _StrictConnection(asyncpg.Connection):  # type: ignore[misc]
     PostgreSQL answers the COMMIT of a failed transaction with ROLLBACK and no error, and neither
     asyncpg nor SQLAlchemy looks.
     """
+
+    #: How often the pools had been recycled when this connection was asked for.
+    generation = 0
 
     # The signature is asyncpg's.
     async def execute(
@@ -119,8 +123,11 @@ class RolePools:
             "command_timeout": limits.statement.total_seconds() + _ANSWER_GRACE_SECONDS,
             "server_settings": server_settings(schema, role, application_name, limits),
         }
-        self.engine = _engine(self._options, connections_max, limits)
+        self.engine = self._engine(connections_max)
+        # Those of the engine, which itself keeps no account of what it lent.
+        self._made: WeakSet[_StrictConnection] = WeakSet()
         self._raw: asyncpg.Pool | None = None
+        self._closed = False
         #: Raised by `recycle`: connections that were kept since before it are to be given back.
         self.generation = 0
 
@@ -145,15 +152,19 @@ class RolePools:
         await pool.release(connection)
 
     async def recycle(self) -> None:
-        """Drop the idle connections; those in use go when they are given back."""
+        """Lend no connection again that was made before this; those in use go on."""
+        # The engine's own dispose() would put what is in use now back into a pool nobody has.
         self.generation += 1
-        await self.engine.dispose()
         if self._raw is not None:
             await self._raw.expire_connections()
 
     async def close(self) -> None:
-        """Close every connection, also those in use."""
+        """Close every connection, also those in use and those being made; for good."""
+        self._closed = True
         await self.engine.dispose()
+        for connection in list(self._made):
+            if not connection.is_closed():
+                connection.terminate()
         if self._raw is not None:
             self._raw.terminate()
 
@@ -161,6 +172,7 @@ class RolePools:
         # Made here and not in __init__: a pool belongs to the loop it is made on. Without initial
         # connections nothing suspends between the test and the assignment.
         if self._raw is None:
+            self._refuse_when_closed()
             self._raw = asyncpg.create_pool(
                 **self._options,
                 init_size=0,
@@ -170,32 +182,43 @@ class RolePools:
             )
         return await self._raw
 
+    def _engine(self, connections_max: int) -> AsyncEngine:
+        engine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=self._connect,
+            pool_size=connections_max,
+            max_overflow=0,
+            pool_timeout=self._limits.wait_for_connection.total_seconds(),
+            pool_recycle=int(self._limits.connection_lifetime.total_seconds()),
+        )
+        event.listen(engine.sync_engine, "checkout", self._refuse_stale)
+        return engine
+
+    async def _connect(self, *_: object, **__: object) -> asyncpg.Connection:
+        self._refuse_when_closed()
+        generation = self.generation
+        connection: _StrictConnection = await asyncpg.connect(**self._options)
+        if self._closed:
+            connection.terminate()
+        self._refuse_when_closed()
+        connection.generation = generation
+        self._made.add(connection)
+        return connection
+
+    def _refuse_stale(self, dbapi_connection: Any, *_: object) -> None:
+        # asyncpg learns of a server's restart without asking, so this costs no round trip; the
+        # engine answers DisconnectionError by connecting anew.
+        connection: _StrictConnection = dbapi_connection.driver_connection
+        if connection.is_closed() or connection.generation != self.generation:
+            raise DisconnectionError
+
+    def _refuse_when_closed(self) -> None:
+        if self._closed:
+            raise asyncpg.InterfaceError("the pools are closed")
+
 
 async def _nothing_to_reset(connection: asyncpg.Connection) -> None:
     """Stand in for asyncpg's reset query: nothing outlives our transactions."""
-
-
-def _engine(options: dict[str, Any], connections_max: int, limits: DatabaseLimits) -> AsyncEngine:
-    async def connect(*_: object, **__: object) -> asyncpg.Connection:
-        return await asyncpg.connect(**options)
-
-    engine = create_async_engine(
-        "postgresql+asyncpg://",
-        async_creator=connect,
-        pool_size=connections_max,
-        max_overflow=0,
-        pool_timeout=limits.wait_for_connection.total_seconds(),
-        pool_recycle=int(limits.connection_lifetime.total_seconds()),
-    )
-    event.listen(engine.sync_engine, "checkout", _refuse_closed)
-    return engine
-
-
-def _refuse_closed(dbapi_connection: Any, *_: object) -> None:
-    # asyncpg learns of a server's restart without asking, so this costs no round trip; the pool
-    # answers DisconnectionError by connecting anew.
-    if dbapi_connection.driver_connection.is_closed():
-        raise DisconnectionError
 
 
 def _milliseconds(duration: timedelta) -> str:
