@@ -253,7 +253,7 @@ async def blocks_somebody(tx: Any) -> None:
         "SELECT count(*) FROM pg_locks WHERE NOT granted "
         "AND pg_backend_pid() = ANY (pg_blocking_pids(pid))"
     )
-    async with asyncio.timeout(1.5):
+    async with asyncio.timeout(30):
         while not (await tx.execute(waiting)).scalar_one():
             continue
 
