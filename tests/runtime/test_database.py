@@ -261,12 +261,13 @@ async def test_a_statement_that_takes_too_long_is_unavailable(database):
 
 async def test_a_transaction_left_idle_loses_its_locks(database):
     """A process stopped inside a transaction must not hold a row for as long as a lease."""
-    limits = DatabaseLimits(idle_in_transaction=timedelta(milliseconds=50))
-    db = await database("notes", "tests.runtime.migrated", limits=limits)
+    db = await database("notes", "tests.runtime.migrated")
     await write(db, "t1")
+    limits = DatabaseLimits(idle_in_transaction=timedelta(milliseconds=200))
+    hasty = Database.open(db.url, "notes", limits=limits)
 
     async def stall():
-        async with db.tenant("t1") as stalled:
+        async with hasty.tenant("t1") as stalled:
             await stalled.execute(text("UPDATE notes SET text = 'stalled'"))
             # Waits for the row that the stalled transaction holds.
             async with db.tenant("t1") as other:
@@ -274,6 +275,7 @@ async def test_a_transaction_left_idle_loses_its_locks(database):
 
     with pytest.raises(ServiceError) as refusal:
         await stall()
+    await hasty.close()
 
     assert refusal.value.kind == ErrorKind.UNAVAILABLE
     async with db.tenant("t1") as tx:

@@ -7,11 +7,13 @@ from services.runtime.ids import derive_id, new_id, new_uuid
 
 
 def test_a_new_id_is_a_uuid_of_version_seven_that_tells_its_time():
+    before = datetime.now(UTC)
     made = new_uuid()
+    after = datetime.now(UTC)
 
     assert (made.version, made.variant) == (7, uuid.RFC_4122)
-    age = datetime.now(UTC) - datetime.fromtimestamp((made.int >> 80) / 1000, UTC)
-    assert timedelta(milliseconds=-1) <= age < timedelta(seconds=1)
+    told = datetime.fromtimestamp((made.int >> 80) / 1000, UTC)
+    assert before - timedelta(milliseconds=1) <= told <= after
 
 
 def test_new_ids_are_distinct_and_sort_by_creation():
