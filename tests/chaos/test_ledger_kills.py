@@ -1,8 +1,9 @@
 """kill -9 of two Ledgers and of their PostgreSQL under load: what was acknowledged is stored, once.
 
-After all kills: every acknowledged unit is recorded, each key is charged once, balances equal
-the sum of postings, the exported log verifies offline, and PostgreSQL never met a deadlock,
-although both Ledgers get the same keys in opposite order all the time.
+After all kills: every acknowledged unit is recorded, each key is charged once, money was moved,
+held and paid once for each request, balances equal the sum of postings, the exported log verifies
+offline, and PostgreSQL never met a deadlock, although both Ledgers get the same keys in opposite
+order all the time.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -29,12 +30,26 @@ import grpc
 import pytest
 
 from cogni.client.ledger_verify import verify_export
-from cogni.ledger.v1 import account_pb2, ledger_service_pb2_grpc, usage_pb2
 from cogni.ledger.v1 import ledger_service_pb2 as pb
-from services.runtime.ids import new_id
+from cogni.ledger.v1 import ledger_service_pb2_grpc
 from services.runtime.migrations import migrate
 from services.standalone.postgres import EmbeddedPostgres
-from tests.ledger.conftest import ALL_SCOPES, unit, usd
+from tests.chaos.ledger_traffic import (
+    BATCH,
+    COST,
+    EXISTS,
+    FUNDS,
+    Load,
+    acknowledge,
+    balance_of,
+    found,
+    move_money,
+    pay_from_holds,
+    run_runs,
+    send_pairs,
+    send_singles,
+)
+from tests.ledger.conftest import ALL_SCOPES
 from tests.plugins.identities import Identities
 
 LONG = bool(os.environ.get("LONG"))
@@ -44,13 +59,7 @@ LEDGERS = 2
 CALLERS = 8
 # Each sends one batch to both Ledgers at once, to one of them backwards.
 PAIRS = 3
-BATCH = 20
-COST = "0.001"
-FUNDS = 1_000_000
 SETTLE_SECONDS_MAX = 120
-CREATED, EXISTS = usage_pb2.USAGE_RESULT_CREATED, usage_pb2.USAGE_RESULT_EXISTS
-#: What a caller may meet while something is dead; anything else is a defect.
-EXPECTED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 @dataclass
@@ -93,16 +102,6 @@ class Stack:
         """Its callers are told to retry; here even that must not happen."""
         written = (self.postgres.data_dir / "postgres.log").read_text(errors="replace")
         assert "deadlock detected" not in written, f"SEED={SEED}"
-
-
-@dataclass
-class Load:
-    """What callers sent, and what they were told."""
-
-    account_id: str
-    acknowledged: dict[str, usage_pb2.UsageUnit] = field(default_factory=dict)
-    callers: list[asyncio.Task[None]] = field(default_factory=list)
-    stopping: bool = False
 
 
 def quiet_port() -> int:
@@ -167,51 +166,6 @@ async def stub_of(
         yield ledger_service_pb2_grpc.LedgerServiceStub(channel)
 
 
-async def persist(method: Callable[[Any], Awaitable[Any]], request: Any) -> Any:
-    """Call again and again until there is an answer, as every caller may."""
-    while True:
-        try:
-            return await method(request)
-        except grpc.aio.AioRpcError as error:
-            if error.code() not in EXPECTED:
-                raise
-
-
-async def acknowledge(executor: Any, units: list[usage_pb2.UsageUnit]) -> list[int]:
-    """Send units until they are acknowledged; return what the answer said."""
-    answer = await persist(executor.RecordUsage, pb.RecordUsageRequest(units=units))
-    results = [outcome.result for outcome in answer.outcomes]
-    assert set(results) <= {CREATED, EXISTS}, f"SEED={SEED}"
-    return results
-
-
-async def send_singles(executor: Any, load: Load) -> None:
-    """Send units one by one to one Ledger."""
-    while not load.stopping:
-        sent = unit(load.account_id, COST)
-        await acknowledge(executor, [sent])
-        load.acknowledged[sent.source_reference] = sent
-
-
-async def send_pairs(executors: Sequence[Any], load: Load) -> None:
-    """Send the same keys to all Ledgers at once, every other time in the opposite order."""
-    while not load.stopping:
-        batch = [unit(load.account_id, COST) for _ in range(BATCH)]
-        orders = [batch if number % 2 else batch[::-1] for number in range(len(executors))]
-        told = await asyncio.gather(
-            *(acknowledge(each, order) for each, order in zip(executors, orders, strict=True))
-        )
-        # A Ledger that died after its commit told nobody, so CREATED may be missing: not doubled.
-        created = [
-            sent.source_reference
-            for order, results in zip(orders, told, strict=True)
-            for sent, result in zip(order, results, strict=True)
-            if result == CREATED
-        ]
-        assert len(created) == len(set(created)), f"SEED={SEED}"
-        load.acknowledged.update((sent.source_reference, sent) for sent in batch)
-
-
 async def grow(stack: Stack, load: Load, count: int) -> None:
     """Wait until that many more units are acknowledged: the load has passed the last kill."""
     target = len(load.acknowledged) + count
@@ -241,19 +195,24 @@ async def callers(load: Load, *calls: Coroutine[Any, Any, None]) -> AsyncIterato
 async def test_acknowledged_units_survive_every_kill_and_are_charged_once(
     stack: Stack, identities: Identities
 ) -> None:
+    print(f"SEED={SEED}")
     chance = random.Random(SEED)
     user = partial(identities.user_token, "acme", "alice", ALL_SCOPES)
     service = partial(identities.service_token, "executor", "ledger", "acme")
     async with AsyncExitStack() as channels:
-        person = await channels.enter_async_context(stub_of(stack.addresses[0], user))
-        executors = [
-            await channels.enter_async_context(stub_of(address, service))
-            for address in stack.addresses
-        ]
-        load = Load(await fund(person))
+
+        async def of_all(token: Callable[[], str]) -> list[Any]:
+            return [
+                await channels.enter_async_context(stub_of(address, token))
+                for address in stack.addresses
+            ]
+
+        people, executors = await of_all(user), await of_all(service)
+        load = await found(people[0])
         singles = [send_singles(executors[number % LEDGERS], load) for number in range(CALLERS)]
         pairs = [send_pairs(executors, load) for _ in range(PAIRS)]
-        async with callers(load, *singles, *pairs):
+        others = [move_money(people, load), pay_from_holds(people, load), run_runs(executors, load)]
+        async with callers(load, *singles, *pairs, *others):
             for number in range(KILLS):
                 await grow(stack, load, chance.randrange(1, 60))
                 if number % 3 == 2:
@@ -267,32 +226,19 @@ async def test_acknowledged_units_survive_every_kill_and_are_charged_once(
         for start in range(0, len(again), 1000):
             assert set(await acknowledge(executors[1], again[start : start + 1000])) == {EXISTS}
         data = b""
-        async for part in person.ExportEntries(pb.ExportEntriesRequest()):
+        async for part in people[0].ExportEntries(pb.ExportEntriesRequest()):
             data += part.chunk
-        request = pb.GetAccountRequest(account_id=load.account_id)
-        account = (await persist(person.GetAccount, request)).account
+        balance = await balance_of(people[0], load.account_id)
+        payee = await balance_of(people[0], load.payee_id)
     verified = verify_export(data.splitlines(True))
-    # Nothing beyond what was acknowledged either: every unit is sent until it is.
-    assert verified.charge_count == len(load.acknowledged), f"SEED={SEED}"
+    # Nothing beyond what was acknowledged either: every request is sent until it is.
+    assert verified.charge_count == len(load.acknowledged)
     spent = Decimal(COST) * verified.charge_count
-    assert Decimal(account.balance.balance.value) == FUNDS - spent, f"SEED={SEED}"
-    print(f"{KILLS} kills, {len(load.acknowledged)} units acknowledged, each charged once")
-
-
-async def fund(person: Any) -> str:
-    """Create the account that pays, with money for all of it."""
-    made = []
-    for kind in (account_pb2.ACCOUNT_KIND_FUNDING, account_pb2.ACCOUNT_KIND_SPENDING):
-        request = pb.CreateAccountRequest(
-            request_id=new_id(), display_name="a", asset="USD", kind=kind
-        )
-        made.append((await persist(person.CreateAccount, request)).account.account_id)
-    moving = pb.TransferRequest(
-        request_id=new_id(),
-        debit_account_id=made[0],
-        credit_account_id=made[1],
-        amount=usd(str(FUNDS)),
+    assert Decimal(balance.balance.value) == FUNDS + load.received - load.paid - spent
+    assert balance.held.value == "0"
+    assert Decimal(payee.balance.value) == load.paid
+    assert load.received > 0 < load.paid
+    print(
+        f"{KILLS} kills, {len(load.acknowledged)} units acknowledged, each charged once; "
+        f"{load.received} received and {load.paid} paid from holds"
     )
-    await persist(person.Transfer, moving)
-    account_id: str = made[1]
-    return account_id
