@@ -211,7 +211,8 @@ async def test_acknowledged_units_survive_every_kill_and_are_charged_once(
         load = await found(people[0])
         singles = [send_singles(executors[number % LEDGERS], load) for number in range(CALLERS)]
         pairs = [send_pairs(executors, load) for _ in range(PAIRS)]
-        others = [move_money(people, load), pay_from_holds(people, load), run_runs(executors, load)]
+        others = [move(people, load) for move in (move_money, pay_from_holds) for _ in range(PAIRS)]
+        others += [run_runs(executors, load) for _ in range(PAIRS)]
         async with callers(load, *singles, *pairs, *others):
             for number in range(KILLS):
                 await grow(stack, load, chance.randrange(1, 60))
