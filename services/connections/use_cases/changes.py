@@ -31,7 +31,7 @@ from services.connections.use_cases.sealed import Vault
 from services.connections.vault import Binding
 from services.runtime.caller import Caller
 from services.runtime.database import Database
-from services.runtime.errors import Violation, invalid, not_found
+from services.runtime.errors import ErrorKind, ServiceError, Violation, invalid, not_found
 
 
 class Changes:
@@ -67,7 +67,11 @@ class Changes:
                 await refreshes.lock(tx, tenant_id, wanted.connection_id)
             present = await _found(tx, tenant_id, wanted.connection_id, lock=True)
             _check_allowed(caller, present, wanted)
-            await self._change(tx, present, wanted, settings)
+            # Decided again: another update may have moved the connection since it was read.
+            checked = self._checked(provider, present, wanted)
+            if wanted.secret is not None and checked != settings:
+                raise _moved_meanwhile(present)
+            await self._change(tx, present, wanted, checked)
             if wanted.secret is not None:
                 await self._replace_secret(tx, present, wanted.secret, provider, session, now)
             entry = entry_by(caller, Action.UPDATE_CONNECTION, Decision.ALLOWED)
@@ -197,6 +201,17 @@ async def _found(
     if found is None:
         raise not_found("connection", connection_id)
     return found
+
+
+def _moved_meanwhile(connection: Connection) -> ServiceError:
+    """Stored now, the secret would go where nobody who gave it sent it."""
+    return ServiceError(
+        ErrorKind.ABORTED,
+        "ETAG_MISMATCH",
+        f"The settings of connection {connection.connection_id!r} changed while the secret was "
+        "tried; nothing was changed. Read it again, then give secret and settings together.",
+        metadata={"resource": "connection", "id": connection.connection_id},
+    )
 
 
 def _check_allowed(caller: Caller, connection: Connection, wanted: UpdateWanted) -> None:
