@@ -244,13 +244,13 @@ def at_server(tmp_path: Path) -> Iterator[str]:
 
 @dataclass
 class Service:
-    """A running server and those who call it."""
+    """A running server, those who call it, and the one address that it may call."""
 
     served: Served
     application: Application
     database: Database
     identities: Identities
-    at_server: str
+    outside: str
 
     def stub(self, token: str | None) -> stubs.ConnectionsServiceStub:
         return stubs.ConnectionsServiceStub(self.served.channel(token))
@@ -277,9 +277,15 @@ class Service:
                 )
             ),
         )
-        request.settings["service_url"] = f"http://{self.at_server}"
+        request.settings["service_url"] = f"http://{self.outside}"
         request.MergeFrom(messages.CreateConnectionRequest(**changes))
         return request
+
+
+@pytest.fixture
+def outside(at_server: str) -> str:
+    """host:port that `service` may call; a module whose provider is another replaces this."""
+    return at_server
 
 
 @pytest.fixture
@@ -288,14 +294,14 @@ async def service(
     serve_service: ServeService,
     identities: Identities,
     key_ring: KeyRing,
-    at_server: str,
+    outside: str,
 ) -> AsyncIterator[Service]:
-    """A server of this test alone, which may call the AT Protocol server."""
+    """A server of this test alone, which may call `outside`."""
     db = await database("connections")
     drain = Drain()
-    parts = compose(db, key_ring, Choices(EgressRules.parse(at_server)), drain)
+    parts = compose(db, key_ring, Choices(EgressRules.parse(outside)), drain)
     served = await serve_service("connections", parts.application, drain=drain)
-    yield Service(served, parts.application, db, identities, at_server)
+    yield Service(served, parts.application, db, identities, outside)
     await parts.close()
 
 

@@ -27,7 +27,7 @@ async def test_an_account_is_connected_leased_revoked_and_every_step_is_on_recor
     lease = await service.run(made.connection_id).LeaseCredential(lease_request(made.connection_id))
     session = lease.credential.bluesky_session
     assert session.did == made.account.id
-    assert session.service_url == f"http://{service.at_server}"
+    assert session.service_url == f"http://{service.outside}"
     assert session.access_jwt.count(".") == 2
 
     revoked = await service.executor().RevokeLeases(

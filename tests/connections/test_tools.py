@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from cogni.connections.v1 import access_record_pb2, credential_pb2
 from cogni.connections.v1 import connections_service_pb2 as messages
-from cogni.egress_rules import EgressRules
-from services.connections.composition import Choices, compose
-from services.connections.keyring import KeyRing
-from services.runtime.drain import Drain
 from services.runtime.ids import new_id
 from tests.connections.conftest import Service
-from tests.databases import DatabaseFactory
 from tests.plugins.calls import refused
-from tests.plugins.identities import Identities
 from tests.plugins.mcp_server import KEY, McpServer
-from tests.plugins.serving import ServeService
 
 
 @pytest.fixture
-async def service(
-    database: DatabaseFactory,
-    serve_service: ServeService,
-    identities: Identities,
-    key_ring: KeyRing,
-    mcp_server: McpServer,
-) -> AsyncIterator[Service]:
-    db = await database("connections")
-    drain = Drain()
-    choices = Choices(EgressRules.parse(mcp_server.address))
-    parts = compose(db, key_ring, choices, drain)
-    served = await serve_service("connections", parts.application, drain=drain)
-    yield Service(served, parts.application, db, identities, mcp_server.address)
-    await parts.close()
+def outside(mcp_server: McpServer) -> str:
+    return mcp_server.address
 
 
 async def connect(service: Service, server: McpServer, key: str = KEY) -> str:
