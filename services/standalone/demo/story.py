@@ -91,9 +91,7 @@ class Story:
         await self._wait_for("the schedule to fire", fired)
         self._say(f"Fired after {time.monotonic() - began:.1f} s: run {run_id}")
         events = await self._watch(run_id)
-        text = _digest_of(events)
-        posts = await self.bluesky.posts(text)
-        self._say(f"On the server: {posts[0]['uri'] if posts else 'nothing'}")
+        self._say(f"On the server: {await self._posted(run_id, events)}")
         await self._show_bill(run_id, events)
         return grant_id
 
@@ -102,19 +100,28 @@ class Story:
         run_input = self._input(cool_off_seconds=COOL_OFF_SECONDS)
         run = await self.client.start_run(tenant.GRAPH, grant_id, run_input)
         events = await self._watch(run.run_id, at=_is_cooling_off, then=self._kill_the_runner)
-        text = _digest_of(events)
         attempts = max(event.attempt for event in events)
         if attempts < 2:
             raise StandaloneError("The run was over before its runner could be killed.")
         self._say(
             f"Attempt {attempts} went on from the last checkpoint: nothing was written twice."
         )
-        posts = await self.bluesky.posts(text)
-        here = [post for post in posts if post["uri"] == _post_of(events)]
-        self._say(f"Posts of this run on the server: {len(here)}.")
+        await self._posted(run.run_id, events)
+        self._say("Posts of this run on the server: 1.")
         await self._show_bill(run.run_id, events)
         await self._read_again(run.run_id, events)
         return run.run_id
+
+    async def _posted(self, run_id: str, events: list[RunEvent]) -> str:
+        """The uri of the run's one post; StandaloneError unless the server has it."""
+        claimed = _post_of(events)
+        posts = await self.bluesky.posts(_digest_of(events))
+        if [post["uri"] for post in posts].count(claimed) != 1:
+            raise StandaloneError(
+                f"Run {run_id} succeeded and says of its post {claimed!r}, which is not once at "
+                f"{self.bluesky.service_url}; {self._more()}"
+            )
+        return claimed
 
     async def _kill_the_runner(self) -> None:
         group = self.stack.supervisor.pid("runner")
@@ -170,8 +177,7 @@ class Story:
                         then = None
         except TimeoutError:
             raise StandaloneError(
-                f"Run {run_id} was not finished after {RUN_SECONDS:.0f} s; the logs in "
-                f"{self.stack.directory.logs} say more."
+                f"Run {run_id} was not finished after {RUN_SECONDS:.0f} s; {self._more()}"
             ) from None
         finished = events[-1].finished
         if finished.state != RunState.RUN_STATE_SUCCEEDED:
@@ -183,8 +189,13 @@ class Story:
         deadline = time.monotonic() + WAIT_SECONDS
         while not await there():
             if time.monotonic() > deadline:
-                raise StandaloneError(f"Waited {WAIT_SECONDS:.0f} s in vain for {what}.")
+                raise StandaloneError(
+                    f"Waited {WAIT_SECONDS:.0f} s in vain for {what}; {self._more()}"
+                )
             await asyncio.sleep(POLL_SECONDS)
+
+    def _more(self) -> str:
+        return f"the logs in {self.stack.directory.logs} say more."
 
     def _input(self, **more: object) -> dict[str, object]:
         return {"source": str(self.source), "limit": CHANGES_READ, **more}
