@@ -114,6 +114,17 @@ async def all_is_final(database: Database) -> None:
                     return
 
 
+async def blocks_somebody(tx: asyncpg.Connection) -> None:
+    """Wait until another transaction waits for this one."""
+    waiting = (
+        "SELECT count(*) FROM pg_locks WHERE NOT granted "
+        "AND pg_backend_pid() = ANY (pg_blocking_pids(pid))"
+    )
+    async with asyncio.timeout(_FINAL_SECONDS_MAX):
+        while not await tx.fetchval(waiting):
+            continue
+
+
 class Clock:
     """Shifts the time a database tells."""
 

@@ -24,6 +24,7 @@ from services.ledger.writer import Writer
 from services.runtime.caller import Caller, CallerKind
 from services.runtime.errors import ServiceError, unavailable
 from services.runtime.ids import new_id
+from tests.databases import blocks_somebody
 from tests.ledger.conftest import (
     Ledger,
     StartLedger,
@@ -47,14 +48,20 @@ async def test_litellm_38157_a_server_that_stops_under_load_loses_nothing_it_ack
 
     async def send(each: usage_pb2.UsageUnit) -> bool:
         try:
-            return (await record(stopping.executor(), each))[0].result == 1
+            (outcome,) = await record(stopping.executor(), each)
         except grpc.aio.AioRpcError:
             return False
+        return outcome.result == usage_pb2.USAGE_RESULT_CREATED
 
-    sending = [asyncio.create_task(send(each)) for each in sent]
-    await sending[0]
-    await stopping.served.server.stop(5)
-    acknowledged = await asyncio.gather(*sending)
+    answered = await asyncio.gather(*(send(each) for each in sent[:30]))
+    async with stopping.database.raw_tenant("acme") as tx:
+        # The writer stops with the rest in its hands: what it said before its commit is lost.
+        await tx.fetch("SELECT FROM balances WHERE account_id = $1 FOR UPDATE", account_id)
+        sending = [asyncio.create_task(send(each)) for each in sent[30:]]
+        await blocks_somebody(tx)
+        await stopping.served.server.stop(0.1)
+    acknowledged = [*answered, *await asyncio.gather(*sending)]
+    assert all(answered)
 
     again = await record(surviving.executor(), *sent)
     lost = [
