@@ -6,6 +6,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import grpc
 import pytest
 
 from cogni.ledger.v1 import budget_pb2
@@ -85,7 +86,10 @@ async def test_a_hold_past_the_budget_is_refused_and_other_holds_count(ledger: L
     refusal = await refused(ledger.stub().PlaceHold(placing(account_id, "1.5")))
     await ledger.stub().PlaceHold(placing(account_id, "1"))
 
+    assert refusal.code is grpc.StatusCode.FAILED_PRECONDITION
     assert refusal.reason == "BUDGET_EXHAUSTED"
+    told = {"account_id": account_id, "left": "1"}
+    assert refusal.info.metadata.items() >= told.items()
     assert refusal.info.metadata["left"] == "1"
 
 

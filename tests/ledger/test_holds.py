@@ -10,9 +10,11 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import error_details_pb2
 
 from cogni.ledger.v1 import hold_pb2, statement_pb2, usage_pb2
 from cogni.ledger.v1 import ledger_service_pb2 as pb
+from services.ledger import writer
 from services.runtime.ids import new_id
 from tests.ledger.conftest import Ledger, StartLedger, record, unit, usd
 from tests.plugins.calls import refused
@@ -86,15 +88,29 @@ async def test_a_charge_past_the_hold_takes_what_is_unheld_and_leaves_other_hold
     assert (balance.balance.value, balance.held.value, balance.available.value) == ("5", "5", "0")
 
 
-async def test_a_hold_past_what_is_available_is_refused_and_stays_refused(ledger: Ledger) -> None:
+async def test_a_hold_past_what_is_available_is_refused_for_good_and_a_full_queue_for_now(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     account_id = await ledger.account("1")
-    request = placing(account_id, "1.01")
+    request, fitting = placing(account_id, "1.01"), placing(account_id, "1")
 
     refusal = await refused(ledger.stub().PlaceHold(request))
     again = await refused(ledger.stub().PlaceHold(request))
+    with monkeypatch.context() as full:
+        full.setattr(writer, "QUEUE_COMMANDS_MAX", 0)
+        later = await refused(ledger.stub().PlaceHold(fitting))
 
+    assert refusal.code is grpc.StatusCode.FAILED_PRECONDITION
     assert refusal.reason == again.reason == "INSUFFICIENT_FUNDS"
+    told = {"account_id": account_id, "available": "1"}
+    assert refusal.info.metadata.items() >= told.items()
+    assert (later.code, later.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED")
+    assert later.detail(error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() == 500
+    [quota] = later.detail(error_details_pb2.QuotaFailure).violations
+    assert quota.subject == "ledger.writer"
+    assert set(later.info.metadata) == {"trace_id"}
     assert (await ledger.balance(account_id)).held.value == "0"
+    assert (await ledger.stub().PlaceHold(fitting)).hold.remaining.value == "1"
 
 
 async def test_fifty_runs_at_once_never_hold_more_than_there_is(start_ledger: StartLedger) -> None:
