@@ -238,7 +238,6 @@ def _options(settings: ServerSettings, *, shared: bool) -> list[tuple[str, Any]]
         # Clients may ping half as often again as we do; gRPC's own limit of five minutes would
         # answer our SDK's keepalive with GOAWAY "too_many_pings".
         ("grpc.http2.min_ping_interval_without_data_ms", keepalive_ms // 2),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", keepalive_ms // 2),
         ("grpc.max_connection_age_ms", int(settings.max_connection_age_seconds * 1000)),
         (
             "grpc.max_connection_age_grace_ms",

@@ -211,17 +211,6 @@ async def test_reflection_is_for_whom_the_setting_says(
         assert refusal.code is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_a_message_over_the_limit_is_refused(serve_service: ServeService, user: str) -> None:
-    served = await serve_service(
-        "ledger", pet_application(UnbuiltPets()), max_message_bytes=64 * 1024
-    )
-
-    with pytest.raises(grpc.aio.AioRpcError) as refusal:
-        await feed(served.channel(user))(FeedPetRequest(photo=b"x" * 65 * 1024))
-
-    assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-
-
 async def test_a_loop_that_fails_is_logged_seen_in_health_and_started_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
