@@ -227,13 +227,17 @@ class Server:
 
 def _options(settings: ServerSettings, *, shared: bool) -> list[tuple[str, Any]]:
     keepalive_ms = int(settings.keepalive_seconds * 1000)
+    timeout_ms = int(KEEPALIVE_TIMEOUT_SECONDS * 1000)
     return [
         ("grpc.so_reuseport", int(shared)),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
         ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
         ("grpc.keepalive_time_ms", keepalive_ms),
-        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_SECONDS * 1000),
+        # The first is for peers whose machine is gone (TCP's own user timeout), the second for
+        # those that take the ping and do not answer, a stopped process: gRPC gives them a minute.
+        ("grpc.keepalive_timeout_ms", timeout_ms),
+        ("grpc.http2.ping_timeout_ms", timeout_ms),
         ("grpc.keepalive_permit_without_calls", 1),
         # Clients may ping half as often again as we do; gRPC's own limit of five minutes would
         # answer our SDK's keepalive with GOAWAY "too_many_pings".

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 
+from services.runtime import server
 from services.runtime.settings import ServerSettings
 from tests.plugins import serving
 from tests.plugins.calls import feed
@@ -54,6 +56,14 @@ class Wire:
             head = await self._reader.readexactly(9)
             payload = await self._reader.readexactly(int.from_bytes(head[:3]))
         return head[3], head[4], int.from_bytes(head[5:]), payload
+
+    async def until_dropped(self) -> list[int]:
+        """The types of all frames that come until the server closes the connection."""
+        kinds = []
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                kinds.append((await self.receive())[0])
+        return kinds
 
     async def close(self) -> None:
         self._writer.close()
@@ -107,15 +117,20 @@ async def test_calls_over_a_connections_limit_wait_and_a_client_that_does_not_is
     assert (await call(FeedPetRequest(name="later"))).name == "later"
 
 
-async def test_a_quiet_connection_is_pinged_and_may_ping_as_often_itself(
-    serve_service: ServeService, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def quick(**changes: Any) -> ServerSettings:
-        # Shorter than a setting may be, so that the test is too.
-        return serving_settings(**changes).model_copy(update={"keepalive_seconds": 0.04})
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers that ping more often than a setting allows, so that tests need not wait."""
 
-    serving_settings = serving.server_settings
-    monkeypatch.setattr(serving, "server_settings", quick)
+    def settings(**changes: Any) -> ServerSettings:
+        return as_before(**changes).model_copy(update={"keepalive_seconds": 0.04})
+
+    as_before = serving.server_settings
+    monkeypatch.setattr(serving, "server_settings", settings)
+
+
+async def test_a_quiet_connection_is_pinged_and_may_ping_as_often_itself(
+    serve_service: ServeService, often: None
+) -> None:
     served = await serve_service("ledger", pet_application(UnbuiltPets()))
     wire = await Wire.open(served)
     answered: list[bytes] = []
@@ -132,6 +147,19 @@ async def test_a_quiet_connection_is_pinged_and_may_ping_as_often_itself(
 
     await wire.close()
     assert answered == [b"client %d" % number for number in range(5)]
+
+
+async def test_a_connection_that_takes_a_ping_and_does_not_answer_is_dropped(
+    serve_service: ServeService, often: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "KEEPALIVE_TIMEOUT_SECONDS", 0.1)
+    served = await serve_service("ledger", pet_application(UnbuiltPets()))
+    wire = await Wire.open(served)
+
+    kinds = await wire.until_dropped()
+
+    await wire.close()
+    assert kinds[-2:] == [PING, GOAWAY]
 
 
 class Wordy(UnbuiltPets):
