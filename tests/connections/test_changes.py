@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import pytest
 
-from cogni.connections.v1 import connection_pb2
+from cogni.connections.v1 import access_record_pb2, connection_pb2
+from cogni.connections.v1 import connections_service_pb2 as messages
 from cogni.egress_rules import EgressRules
 from services.connections.connection import Connection
 from services.connections.connection_requests import UpdateWanted
@@ -108,7 +109,7 @@ async def test_consents_are_the_owners_alone_to_give(
     assert not cleared.consents
 
 
-async def test_a_new_secret_is_tried_and_replaces_secret_and_session(
+async def test_a_new_secret_is_tried_replaces_secret_and_session_and_is_on_record_either_way(
     service: Service, bluesky: connection_pb2.Connection
 ) -> None:
     request = update_request(bluesky)
@@ -123,6 +124,18 @@ async def test_a_new_secret_is_tried_and_replaces_secret_and_session(
         lease_request(bluesky.connection_id)
     )
     assert lease.credential.bluesky_session.did == bluesky.account.id
+    asked = messages.ListAccessRecordsRequest(
+        action=access_record_pb2.ACCESS_ACTION_UPDATE_CONNECTION, oldest_first=True
+    )
+    records = (await service.user().ListAccessRecords(asked)).records
+    assert [(each.connection_id, each.decision, each.reason) for each in records] == [
+        (
+            bluesky.connection_id,
+            access_record_pb2.ACCESS_DECISION_FAILED,
+            "CREDENTIAL_REJECTED",
+        ),
+        (bluesky.connection_id, access_record_pb2.ACCESS_DECISION_ALLOWED, ""),
+    ]
 
 
 async def test_settings_checked_before_another_update_do_not_send_its_secret_elsewhere(

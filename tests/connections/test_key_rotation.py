@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from services.connections.access_log import RecordFilter
+from services.connections.access_log import Record, RecordFilter
 from services.connections.key_rotation import KeyRotation, RotationState
 from services.connections.keyring import KeyRing
 from services.connections.store import access_log, key_rotations
@@ -177,15 +177,7 @@ async def test_the_beginning_and_the_end_of_a_rotation_are_on_record_with_them(
     await work(rotations)
     done = await rotations.get(ADMIN, "")
 
-    async with db.tenant("t1") as tx:
-        begun, ended = await access_log.read_records(
-            tx,
-            "t1",
-            RecordFilter(action="ROTATE_KEYS"),
-            after_sequence=None,
-            oldest_first=True,
-            limit=9,
-        )
+    begun, ended = await rotation_records(db)
     told = {"rotation_id": done.rotation_id, "key_id": "k2"}
     assert (begun.entry.actor, begun.entry.details) == ("user:ann", told)
     assert ended.entry.details == told | {"state": "SUCCEEDED", "rotated": "2", "failed": "0"}
@@ -210,17 +202,30 @@ async def test_a_server_without_the_new_key_leaves_the_work_to_others(db: Databa
     assert await KeyRotations(db, OLD_RING).step() is False
 
 
-async def test_a_key_that_is_not_the_active_one_is_refused(db: Database) -> None:
-    with pytest.raises(ServiceError) as caught:
-        await KeyRotations(db, OLD_RING).begin(ADMIN, new_id(), "k2")
-    assert caught.value.reason == "KEY_UNKNOWN"
+async def test_only_the_operators_tenant_and_the_active_key_are_taken_and_others_go_on_record(
+    db: Database,
+) -> None:
+    for rotations, key_id, reason in (
+        (KeyRotations(db, OLD_RING), "k2", "KEY_UNKNOWN"),
+        (KeyRotations(db, BOTH, operator_tenant="ops"), "", "CALLER_NOT_ALLOWED"),
+    ):
+        with pytest.raises(ServiceError) as caught:
+            await rotations.begin(ADMIN, new_id(), key_id)
+        assert caught.value.reason == reason
+
+    told = [each.entry for each in await rotation_records(db)]
+    assert [(each.actor, each.decision, each.reason, dict(each.details)) for each in told] == [
+        ("user:ann", "DENIED", "KEY_UNKNOWN", {"key_id": "k2"}),
+        ("user:ann", "DENIED", "CALLER_NOT_ALLOWED", {}),
+    ]
 
 
-async def test_only_the_operators_tenant_rotates_where_one_is_named(db: Database) -> None:
-    rotations = KeyRotations(db, BOTH, operator_tenant="ops")
-    with pytest.raises(ServiceError) as caught:
-        await rotations.begin(ADMIN, new_id(), "")
-    assert caught.value.reason == "CALLER_NOT_ALLOWED"
+async def rotation_records(db: Database) -> list[Record]:
+    wanted = RecordFilter(action="ROTATE_KEYS")
+    async with db.tenant("t1") as tx:
+        return await access_log.read_records(
+            tx, "t1", wanted, after_sequence=None, oldest_first=True, limit=9
+        )
 
 
 async def test_a_row_moved_to_another_connection_opens_nothing(db: Database) -> None:

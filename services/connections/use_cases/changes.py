@@ -52,7 +52,10 @@ class Changes:
         self._egress_rules = egress_rules
 
     async def update(self, caller: Caller, wanted: UpdateWanted) -> Connection:
-        """Check, try a new secret at the provider, then change everything at once."""
+        """Check, try a new secret at the provider, then change everything at once.
+
+        A secret that the provider refuses is put on record.
+        """
         tenant_id = caller.tenant_id
         async with self._database.tenant(tenant_id) as tx:
             before = await _found(tx, tenant_id, wanted.connection_id)
@@ -60,7 +63,12 @@ class Changes:
         _check_allowed(caller, before, wanted)
         provider = self._catalogue.get(before.provider)
         settings = self._checked(provider, before, wanted)
-        session = await self._tried(provider, settings, wanted, now)
+        try:
+            session = await self._tried(provider, settings, wanted, now)
+        except ProviderError as failure:
+            error = failure.to_service_error()
+            await self._record_failure(caller, before, error.reason)
+            raise error from failure
         async with self._database.tenant(tenant_id) as tx:
             head = await access_log.lock_head(tx, tenant_id)
             if wanted.secret is not None:
@@ -122,10 +130,17 @@ class Changes:
             return None
         if wanted.skip_check and wanted.secret.kind is not AuthKind.OAUTH2:
             return None
-        try:
-            return await provider.sessions.begin(Material(settings, wanted.secret), self._http, now)
-        except ProviderError as failure:
-            raise failure.to_service_error() from failure
+        return await provider.sessions.begin(Material(settings, wanted.secret), self._http, now)
+
+    async def _record_failure(self, caller: Caller, connection: Connection, reason: str) -> None:
+        entry = replace(
+            entry_by(caller, Action.UPDATE_CONNECTION, Decision.FAILED),
+            connection_id=connection.connection_id,
+            provider=connection.provider,
+            reason=reason,
+        )
+        async with self._database.tenant(caller.tenant_id) as tx:
+            await access_log.record(tx, caller.tenant_id, entry)
 
     async def _change(
         self,

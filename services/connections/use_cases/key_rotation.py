@@ -44,17 +44,14 @@ class KeyRotations:
         self._actor = actor
 
     async def begin(self, caller: Caller, request_id: str, key_id: str) -> KeyRotation:
-        """Begin a pass, or find the one under way."""
-        self._check_operator(caller)
+        """Begin a pass, or find the one under way; a refusal is put on record."""
         active = self._keys.active_key_id
-        if key_id and key_id != active:
-            raise ServiceError(
-                ErrorKind.FAILED_PRECONDITION,
-                "KEY_UNKNOWN",
-                f"The active key of this server's ring is {active!r}, not {key_id!r}; put the new "
-                "key into the ring of every server, make it active, restart them, then rotate.",
-                metadata={"key_id": key_id},
-            )
+        try:
+            self._check_operator(caller)
+            _check_active(key_id, active)
+        except ServiceError as refusal:
+            await self._record_refusal(caller, key_id, refusal)
+            raise
         tenant_id = caller.tenant_id
         async with self._database.jobs() as tx:
             head = await access_log.lock_head(tx, tenant_id)
@@ -144,9 +141,26 @@ class KeyRotations:
             )
             await access_log.append(tx, head, entry)
 
+    async def _record_refusal(self, caller: Caller, key_id: str, refusal: ServiceError) -> None:
+        entry = entry_by(caller, Action.ROTATE_KEYS, Decision.DENIED)
+        entry = replace(entry, reason=refusal.reason, details={"key_id": key_id} if key_id else {})
+        async with self._database.tenant(caller.tenant_id) as tx:
+            await access_log.record(tx, caller.tenant_id, entry)
+
     def _check_operator(self, caller: Caller) -> None:
         if self._operator_tenant and caller.tenant_id != self._operator_tenant:
             raise denied("CALLER_NOT_ALLOWED", "Keys are rotated by the operator's tenant only.")
+
+
+def _check_active(key_id: str, active: str) -> None:
+    if key_id and key_id != active:
+        raise ServiceError(
+            ErrorKind.FAILED_PRECONDITION,
+            "KEY_UNKNOWN",
+            f"The active key of this server's ring is {active!r}, not {key_id!r}; put the new "
+            "key into the ring of every server, make it active, restart them, then rotate.",
+            metadata={"key_id": key_id},
+        )
 
 
 def _names(rotation: KeyRotation) -> dict[str, str]:

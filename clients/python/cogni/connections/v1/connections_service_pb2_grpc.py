@@ -189,13 +189,15 @@ class ConnectionsServiceServicer:
 
     def UpdateConnection(self, request, context):
         """Changes what the mask names; with a secret, replaces the stored credential
-        and makes the connection ACTIVE again. Without etag the last writer wins.
-        A retry with the same etag answers ETAG_MISMATCH if the first try was
-        done: read the connection to see. Owner or connections:admin; consents:
-        the owner only. Reasons: NOT_FOUND, ETAG_MISMATCH, NOT_OWNER,
-        CONNECTION_REVOKED, CREDENTIAL_REJECTED, PROVIDER_UNAVAILABLE,
-        PROVIDER_RATE_LIMITED, PROVIDER_ANSWER_INVALID, EGRESS_DENIED. Scope:
-        connections:write.
+        and makes the connection ACTIVE again. Without etag the last writer wins,
+        except that a secret given alone is refused with ETAG_MISMATCH when the
+        settings, which say where it goes, changed while it was tried. A retry with
+        the same etag answers ETAG_MISMATCH if the first try was done: read the
+        connection to see. A secret that the provider refuses is recorded. Owner or
+        connections:admin; consents: the owner only. Reasons: NOT_FOUND,
+        ETAG_MISMATCH, NOT_OWNER, CONNECTION_REVOKED, CREDENTIAL_REJECTED,
+        PROVIDER_UNAVAILABLE, PROVIDER_RATE_LIMITED, PROVIDER_ANSWER_INVALID,
+        EGRESS_DENIED. Scope: connections:write.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -334,7 +336,8 @@ class ConnectionsServiceServicer:
         """Re-wraps every stored credential of the deployment, all tenants, under the
         key ring's active key, in the background and without a pause for leases.
         Idempotent by request_id; while a pass runs, another request_id answers
-        with that pass. Reasons: KEY_UNKNOWN, REQUEST_ID_REUSED. Scope:
+        with that pass. Refusals of another tenant and of another key are recorded.
+        Reasons: KEY_UNKNOWN, CALLER_NOT_ALLOWED, REQUEST_ID_REUSED. Scope:
         connections:admin, in the operator's tenant.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

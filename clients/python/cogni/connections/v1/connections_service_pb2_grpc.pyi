@@ -67,13 +67,15 @@ class ConnectionsServiceStub:
     """
     UpdateConnection: _grpc.UnaryUnaryMultiCallable[_connections_service_pb2.UpdateConnectionRequest, _connections_service_pb2.UpdateConnectionResponse]
     """Changes what the mask names; with a secret, replaces the stored credential
-    and makes the connection ACTIVE again. Without etag the last writer wins.
-    A retry with the same etag answers ETAG_MISMATCH if the first try was
-    done: read the connection to see. Owner or connections:admin; consents:
-    the owner only. Reasons: NOT_FOUND, ETAG_MISMATCH, NOT_OWNER,
-    CONNECTION_REVOKED, CREDENTIAL_REJECTED, PROVIDER_UNAVAILABLE,
-    PROVIDER_RATE_LIMITED, PROVIDER_ANSWER_INVALID, EGRESS_DENIED. Scope:
-    connections:write.
+    and makes the connection ACTIVE again. Without etag the last writer wins,
+    except that a secret given alone is refused with ETAG_MISMATCH when the
+    settings, which say where it goes, changed while it was tried. A retry with
+    the same etag answers ETAG_MISMATCH if the first try was done: read the
+    connection to see. A secret that the provider refuses is recorded. Owner or
+    connections:admin; consents: the owner only. Reasons: NOT_FOUND,
+    ETAG_MISMATCH, NOT_OWNER, CONNECTION_REVOKED, CREDENTIAL_REJECTED,
+    PROVIDER_UNAVAILABLE, PROVIDER_RATE_LIMITED, PROVIDER_ANSWER_INVALID,
+    EGRESS_DENIED. Scope: connections:write.
     """
     DeleteConnection: _grpc.UnaryUnaryMultiCallable[_connections_service_pb2.DeleteConnectionRequest, _connections_service_pb2.DeleteConnectionResponse]
     """Deletes a connection: its leases are revoked, its secret is erased, and it
@@ -168,7 +170,8 @@ class ConnectionsServiceStub:
     """Re-wraps every stored credential of the deployment, all tenants, under the
     key ring's active key, in the background and without a pause for leases.
     Idempotent by request_id; while a pass runs, another request_id answers
-    with that pass. Reasons: KEY_UNKNOWN, REQUEST_ID_REUSED. Scope:
+    with that pass. Refusals of another tenant and of another key are recorded.
+    Reasons: KEY_UNKNOWN, CALLER_NOT_ALLOWED, REQUEST_ID_REUSED. Scope:
     connections:admin, in the operator's tenant.
     """
     GetKeyRotation: _grpc.UnaryUnaryMultiCallable[_connections_service_pb2.GetKeyRotationRequest, _connections_service_pb2.GetKeyRotationResponse]
@@ -222,13 +225,15 @@ class ConnectionsServiceAsyncStub(ConnectionsServiceStub):
     """
     UpdateConnection: _aio.UnaryUnaryMultiCallable[_connections_service_pb2.UpdateConnectionRequest, _connections_service_pb2.UpdateConnectionResponse]  # type: ignore[assignment]
     """Changes what the mask names; with a secret, replaces the stored credential
-    and makes the connection ACTIVE again. Without etag the last writer wins.
-    A retry with the same etag answers ETAG_MISMATCH if the first try was
-    done: read the connection to see. Owner or connections:admin; consents:
-    the owner only. Reasons: NOT_FOUND, ETAG_MISMATCH, NOT_OWNER,
-    CONNECTION_REVOKED, CREDENTIAL_REJECTED, PROVIDER_UNAVAILABLE,
-    PROVIDER_RATE_LIMITED, PROVIDER_ANSWER_INVALID, EGRESS_DENIED. Scope:
-    connections:write.
+    and makes the connection ACTIVE again. Without etag the last writer wins,
+    except that a secret given alone is refused with ETAG_MISMATCH when the
+    settings, which say where it goes, changed while it was tried. A retry with
+    the same etag answers ETAG_MISMATCH if the first try was done: read the
+    connection to see. A secret that the provider refuses is recorded. Owner or
+    connections:admin; consents: the owner only. Reasons: NOT_FOUND,
+    ETAG_MISMATCH, NOT_OWNER, CONNECTION_REVOKED, CREDENTIAL_REJECTED,
+    PROVIDER_UNAVAILABLE, PROVIDER_RATE_LIMITED, PROVIDER_ANSWER_INVALID,
+    EGRESS_DENIED. Scope: connections:write.
     """
     DeleteConnection: _aio.UnaryUnaryMultiCallable[_connections_service_pb2.DeleteConnectionRequest, _connections_service_pb2.DeleteConnectionResponse]  # type: ignore[assignment]
     """Deletes a connection: its leases are revoked, its secret is erased, and it
@@ -323,7 +328,8 @@ class ConnectionsServiceAsyncStub(ConnectionsServiceStub):
     """Re-wraps every stored credential of the deployment, all tenants, under the
     key ring's active key, in the background and without a pause for leases.
     Idempotent by request_id; while a pass runs, another request_id answers
-    with that pass. Reasons: KEY_UNKNOWN, REQUEST_ID_REUSED. Scope:
+    with that pass. Refusals of another tenant and of another key are recorded.
+    Reasons: KEY_UNKNOWN, CALLER_NOT_ALLOWED, REQUEST_ID_REUSED. Scope:
     connections:admin, in the operator's tenant.
     """
     GetKeyRotation: _aio.UnaryUnaryMultiCallable[_connections_service_pb2.GetKeyRotationRequest, _connections_service_pb2.GetKeyRotationResponse]  # type: ignore[assignment]
@@ -404,13 +410,15 @@ class ConnectionsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_connections_service_pb2.UpdateConnectionResponse, _abc.Awaitable[_connections_service_pb2.UpdateConnectionResponse]]:
         """Changes what the mask names; with a secret, replaces the stored credential
-        and makes the connection ACTIVE again. Without etag the last writer wins.
-        A retry with the same etag answers ETAG_MISMATCH if the first try was
-        done: read the connection to see. Owner or connections:admin; consents:
-        the owner only. Reasons: NOT_FOUND, ETAG_MISMATCH, NOT_OWNER,
-        CONNECTION_REVOKED, CREDENTIAL_REJECTED, PROVIDER_UNAVAILABLE,
-        PROVIDER_RATE_LIMITED, PROVIDER_ANSWER_INVALID, EGRESS_DENIED. Scope:
-        connections:write.
+        and makes the connection ACTIVE again. Without etag the last writer wins,
+        except that a secret given alone is refused with ETAG_MISMATCH when the
+        settings, which say where it goes, changed while it was tried. A retry with
+        the same etag answers ETAG_MISMATCH if the first try was done: read the
+        connection to see. A secret that the provider refuses is recorded. Owner or
+        connections:admin; consents: the owner only. Reasons: NOT_FOUND,
+        ETAG_MISMATCH, NOT_OWNER, CONNECTION_REVOKED, CREDENTIAL_REJECTED,
+        PROVIDER_UNAVAILABLE, PROVIDER_RATE_LIMITED, PROVIDER_ANSWER_INVALID,
+        EGRESS_DENIED. Scope: connections:write.
         """
 
     @_abc_1.abstractmethod
@@ -571,7 +579,8 @@ class ConnectionsServiceServicer(metaclass=_abc_1.ABCMeta):
         """Re-wraps every stored credential of the deployment, all tenants, under the
         key ring's active key, in the background and without a pause for leases.
         Idempotent by request_id; while a pass runs, another request_id answers
-        with that pass. Reasons: KEY_UNKNOWN, REQUEST_ID_REUSED. Scope:
+        with that pass. Refusals of another tenant and of another key are recorded.
+        Reasons: KEY_UNKNOWN, CALLER_NOT_ALLOWED, REQUEST_ID_REUSED. Scope:
         connections:admin, in the operator's tenant.
         """
 
