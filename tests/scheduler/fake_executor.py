@@ -1,4 +1,7 @@
-"""A gRPC Executor for tests: real wire, idempotent StartRun, watch streams, and faults to order."""
+"""A gRPC Executor for tests: real wire, idempotent StartRun, watch streams, and faults to order.
+
+tests/executor/test_stand_in.py holds it against the real one.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,12 @@ from services.runtime.ids import new_id
 
 #: How a token is read whose signature is somebody else's business.
 _UNVERIFIED = {"verify_signature": False, "verify_aud": False}
-FINAL = (run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_STATE_FAILED, run_pb2.RUN_STATE_CANCELLED)
+FINAL = (
+    run_pb2.RUN_STATE_SUCCEEDED,
+    run_pb2.RUN_STATE_FAILED,
+    run_pb2.RUN_STATE_CANCELLED,
+    run_pb2.RUN_STATE_DENIED,
+)
 
 
 class FakeExecutor(
@@ -36,6 +44,7 @@ class FakeExecutor(
     def __init__(self) -> None:
         self.runs: dict[str, run_pb2.Run] = {}
         self.by_request: dict[str, str] = {}
+        self._contents: dict[str, tuple[Any, str]] = {}
         self.requests: list[executor_service_pb2.StartRunRequest] = []
         self.calls = 0
         self.cancelled: list[str] = []
@@ -69,7 +78,7 @@ class FakeExecutor(
         return grant_id
 
     async def revoke(self, grant_id: str) -> None:
-        """Revoke a grant and tell the watchers."""
+        """Revoke a grant, deny its runs, and tell the watchers."""
         grant = self.grants[grant_id]
         grant.state = grant_pb2.GRANT_STATE_REVOKED
         change = grant_pb2.GrantChange(
@@ -79,6 +88,9 @@ class FakeExecutor(
         async with self._changed:
             self._grant_changes.append(change)
             self._changed.notify_all()
+        for run in list(self.runs.values()):
+            if run.grant_id == grant_id and run.state not in FINAL:
+                await self.end(run.run_id, run_pb2.RUN_STATE_DENIED)
 
     async def end(self, run_id: str, state: Any = run_pb2.RUN_STATE_SUCCEEDED) -> None:
         """Bring a run to its end and tell the watchers."""
@@ -96,44 +108,62 @@ class FakeExecutor(
             await _abort(context, *self.refusal)
         run_id = self.by_request.get(request.request_id)
         if run_id is None:
-            grant = self.grants[request.grant_id]
-            if grant.state == grant_pb2.GRANT_STATE_REVOKED:
-                await _abort(context, grpc.StatusCode.PERMISSION_DENIED, "GRANT_REVOKED")
-            run_id = new_id()
-            self.by_request[request.request_id] = run_id
-            self.runs[run_id] = run_pb2.Run(
-                run_id=run_id,
-                tenant_id=grant.tenant_id,
-                state=run_pb2.RUN_STATE_QUEUED,
-                origin=request.origin,
-                graph_id=request.graph_id,
-            )
-            await self._tell(self.runs[run_id])
+            run_id = await self._start(request, context)
+        elif self._contents[request.request_id] != (request, _claim(context, "on_behalf_of")):
+            await _abort(context, grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED")
         if self.lose_answers:
             self.lose_answers -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the answer was lost")
         return executor_service_pb2.StartRunResponse(run=self.runs[run_id])
 
+    async def _start(self, request: Any, context: Any) -> str:
+        grant = await self._found(self.grants, request.grant_id, context)
+        owner = _claim(context, "on_behalf_of")
+        for refused, reason in (
+            (grant.state == grant_pb2.GRANT_STATE_REVOKED, "GRANT_REVOKED"),
+            (grant.owner != owner, "GRANT_NOT_OWNED"),
+            (f"graph:execute:{request.graph_id}" not in grant.graphs, "GRAPH_NOT_GRANTED"),
+        ):
+            if refused:
+                await _abort(context, grpc.StatusCode.PERMISSION_DENIED, reason)
+        run_id = new_id()
+        self.by_request[request.request_id] = run_id
+        self._contents[request.request_id] = (request, owner)
+        self.runs[run_id] = run_pb2.Run(
+            run_id=run_id,
+            tenant_id=grant.tenant_id,
+            state=run_pb2.RUN_STATE_QUEUED,
+            origin=request.origin,
+            graph_id=request.graph_id,
+            grant_id=request.grant_id,
+        )
+        await self._tell(self.runs[run_id])
+        return run_id
+
     async def GetRun(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._check(context)
-        if request.run_id not in self.runs:
-            await _abort(context, grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
-        return executor_service_pb2.GetRunResponse(run=self.runs[request.run_id])
+        run = await self._found(self.runs, request.run_id, context)
+        return executor_service_pb2.GetRunResponse(run=run)
 
     async def CancelRun(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._check(context)
+        run = await self._found(self.runs, request.run_id, context)
         self.cancelled.append(request.run_id)
-        run = self.runs[request.run_id]
         if run.state not in FINAL:
             await self.end(request.run_id, run_pb2.RUN_STATE_CANCELLED)
         return executor_service_pb2.CancelRunResponse(run=run)
 
     async def GetGrant(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._check(context)
-        found = self.grants.get(request.grant_id)
-        if found is None or found.tenant_id != _tenant(context, found.tenant_id):
+        grant = await self._found(self.grants, request.grant_id, context)
+        return grant_service_pb2.GetGrantResponse(grant=grant)
+
+    async def _found(self, kept: dict[str, Any], id: str, context: Any) -> Any:
+        """What the caller's tenant has under the id; aborts when that is nothing."""
+        found = kept.get(id)
+        if found is None or found.tenant_id != _claim(context, "tenant"):
             await _abort(context, grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
-        return grant_service_pb2.GetGrantResponse(grant=found)
+        return found
 
     async def WatchRuns(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         async for changes, cursor in self._watch(self._run_changes, request.cursor, context):
@@ -143,12 +173,16 @@ class FakeExecutor(
 
     async def WatchGrants(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         async for changes, cursor in self._watch(self._grant_changes, request.cursor, context):
-            yield grant_service_pb2.WatchGrantsResponse(changes=changes, cursor=cursor)
+            answer = grant_service_pb2.WatchGrantsResponse(changes=changes, cursor=cursor)
+            answer.watermark_time.GetCurrentTime()
+            yield answer
 
     async def _watch(
         self, log: list[Any], cursor: str, context: Any
     ) -> AsyncIterator[tuple[list[Any], str]]:
         await self._check(context)
+        if not (cursor or "0").isdecimal():
+            await _abort(context, grpc.StatusCode.OUT_OF_RANGE, "CURSOR_INVALID")
         place = int(cursor or 0)
         while True:
             async with self._changed:
@@ -172,13 +206,11 @@ class FakeExecutor(
             await context.abort(grpc.StatusCode.UNAVAILABLE, "down")
 
 
-def _tenant(context: Any, without_token: str) -> str:
-    """The tenant for whom the Scheduler comes, by its token."""
-    for name, value in context.invocation_metadata():
-        if name == "authorization":
-            claims = jwt.decode(value.split()[1], options=_UNVERIFIED)
-            return str(claims["tenant"])
-    return without_token
+def _claim(context: Any, name: str) -> str:
+    """A claim of the token that the Scheduler comes with, "" for one that it has not."""
+    [bearer] = [value for key, value in context.invocation_metadata() if key == "authorization"]
+    claims = jwt.decode(bearer.split()[1], options=_UNVERIFIED)
+    return str(claims.get(name, ""))
 
 
 async def _abort(context: Any, code: grpc.StatusCode, reason: str) -> None:
