@@ -21,7 +21,7 @@ from services.runtime.tokens import ServiceTokens
 DEFAULT_DEADLINE = timedelta(seconds=10)
 #: At least twice the ping interval that servers permit, or they hang up on us.
 KEEPALIVE_SECONDS = 30
-_KEEPALIVE_TIMEOUT_SECONDS = 10
+KEEPALIVE_TIMEOUT_SECONDS = 10
 _MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 _AUTHORIZATION = "authorization"
 
@@ -106,11 +106,14 @@ def _options(safe_methods: Iterable[str]) -> list[tuple[str, Any]]:
     names = [method.strip("/").split("/") for method in safe_methods]
     retried = [{"service": service, "method": method} for service, method in names]
     config = {"methodConfig": [{"name": retried, "retryPolicy": _RETRY_POLICY}] if retried else []}
+    timeout_ms = int(KEEPALIVE_TIMEOUT_SECONDS * 1000)
     return [
         ("grpc.service_config", json.dumps(config)),
         ("grpc.enable_retries", 1),
-        ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
-        ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_SECONDS * 1000),
+        ("grpc.keepalive_time_ms", int(KEEPALIVE_SECONDS * 1000)),
+        # The second is for a peer that takes the ping and does not answer, as a stopped one does.
+        ("grpc.keepalive_timeout_ms", timeout_ms),
+        ("grpc.http2.ping_timeout_ms", timeout_ms),
         ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
         ("grpc.max_send_message_length", _MESSAGE_BYTES_MAX),
         # A peer that restarts is back within a second or two; gRPC would wait up to two minutes.

@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from services.runtime import channels
 from services.runtime.caller import ALL_TENANTS, Caller, CallerKind, current_caller
 from services.runtime.channels import acting_for, service_channel, sync_service_channel
 from services.runtime.drain import Drain, stream_drained
@@ -27,6 +28,7 @@ from tests.plugins.pets import (
     pet_application,
 )
 from tests.plugins.serving import ServeService
+from tests.plugins.silent_server import silent_server
 
 WAIT_SECONDS = 30
 FEED = f"/{SERVICE}/FeedPet"
@@ -265,3 +267,18 @@ async def test_a_thread_calls_without_an_event_loop(
 
     assert (error.kind, error.reason, name) == (ErrorKind.ABORTED, "LEASE_LOST", "fed")
     assert pets.calls[1][0].service == "executor"
+
+
+async def test_a_peer_that_has_stopped_answering_is_given_up(
+    identities: Identities, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channels, "KEEPALIVE_SECONDS", 0.1)
+    monkeypatch.setattr(channels, "KEEPALIVE_TIMEOUT_SECONDS", 0.1)
+    async with (
+        silent_server() as address,
+        service_channel(address, "ledger", identities.service_tokens("executor")) as channel,
+    ):
+        with acting_for("acme"), pytest.raises(PeerError) as lost:
+            await feed(channel)(FeedPetRequest(), timeout=WAIT_SECONDS)
+
+    assert lost.value.kind is ErrorKind.UNAVAILABLE

@@ -60,14 +60,15 @@ class Wire:
     async def until_dropped(self) -> list[int]:
         """The types of all frames that come until the server closes the connection."""
         kinds = []
-        with contextlib.suppress(asyncio.IncompleteReadError):
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionResetError):
             while True:
                 kinds.append((await self.receive())[0])
         return kinds
 
     async def close(self) -> None:
         self._writer.close()
-        await self._writer.wait_closed()
+        with contextlib.suppress(ConnectionResetError):
+            await self._writer.wait_closed()
 
 
 def _text(value: bytes) -> bytes:

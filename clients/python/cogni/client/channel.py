@@ -58,7 +58,10 @@ def options(services: Iterable[ServiceDescriptor]) -> list[tuple[str, str | int]
         ("grpc.service_config", service_config(services)),
         ("grpc.enable_retries", 1),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        # The second is for a server that takes the ping and does not answer, as a stopped one does;
+        # gRPC would give it a minute.
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
         ("grpc.primary_user_agent", "cogni-python"),
     ]
