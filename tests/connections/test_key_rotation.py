@@ -196,6 +196,19 @@ async def test_a_second_request_finds_the_pass_under_way(db: Database) -> None:
     assert second.rotation_id == first.rotation_id
 
 
+async def test_a_repeated_request_finds_its_pass_unless_it_names_another_key(db: Database) -> None:
+    asked = new_id()
+    first = await KeyRotations(db, OLD_RING).begin(ADMIN, asked, "k1")
+    await work(KeyRotations(db, OLD_RING))
+
+    again = await KeyRotations(db, BOTH).begin(ADMIN, asked, "")
+    with pytest.raises(ServiceError) as caught:
+        await KeyRotations(db, BOTH).begin(ADMIN, asked, "k2")
+
+    assert again.rotation_id == first.rotation_id
+    assert caught.value.reason == "REQUEST_ID_REUSED"
+
+
 async def test_a_server_without_the_new_key_leaves_the_work_to_others(db: Database) -> None:
     await make_world(db, OLD_RING).connect(user())
     await KeyRotations(db, BOTH).begin(ADMIN, new_id(), "")

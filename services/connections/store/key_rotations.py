@@ -38,9 +38,8 @@ class Rewrapped:
 async def begin(
     tx: AsyncConnection, tenant_id: str, rotation_id: str, request_id: str, key_id: str
 ) -> KeyRotation:
-    """Begin a pass, or find the one of this request, or the one that runs."""
-    known = await _find(tx, key_rotations.c.request_id == request_id)
-    running = known or await _find(tx, key_rotations.c.state == RotationState.RUNNING.value)
+    """Begin a pass, or find the one that runs."""
+    running = await _find(tx, key_rotations.c.state == RotationState.RUNNING.value)
     if running is not None:
         return running
     total = await left(tx, key_id)
@@ -57,10 +56,15 @@ async def begin(
         # Another call began at this moment: its pass is found below.
         .on_conflict_do_nothing()
     )
-    begun = await _find(tx, key_rotations.c.request_id == request_id)
+    begun = await begun_by(tx, request_id)
     begun = begun or await _find(tx, key_rotations.c.state == RotationState.RUNNING.value)
     assert begun is not None
     return begun
+
+
+async def begun_by(tx: AsyncConnection, request_id: str) -> KeyRotation | None:
+    """The pass that this request began before, under whatever key."""
+    return await _find(tx, key_rotations.c.request_id == request_id)
 
 
 async def get(tx: AsyncConnection, rotation_id: str) -> KeyRotation | None:

@@ -16,7 +16,13 @@ from services.connections.store.key_rotations import Rewrapped
 from services.connections.vault import UnreadableError, rewrap
 from services.runtime.caller import Caller
 from services.runtime.database import Database
-from services.runtime.errors import ErrorKind, ServiceError, denied, not_found
+from services.runtime.errors import (
+    ErrorKind,
+    ServiceError,
+    denied,
+    not_found,
+    reused_request_id,
+)
 from services.runtime.ids import new_id
 
 # Re-wrapping blocks the loop for some tens of microseconds a row; leases must get their turn.
@@ -55,7 +61,11 @@ class KeyRotations:
         tenant_id = caller.tenant_id
         async with self._database.jobs() as tx:
             head = await access_log.lock_head(tx, tenant_id)
-            begun = await key_rotations.begin(tx, tenant_id, new_id(), request_id, active)
+            begun = await key_rotations.begun_by(tx, request_id)
+            if begun is None:
+                begun = await key_rotations.begin(tx, tenant_id, new_id(), request_id, active)
+            elif key_id and key_id != begun.key_id:
+                raise reused_request_id(request_id)
             entry = entry_by(caller, Action.ROTATE_KEYS, Decision.ALLOWED)
             await access_log.append(tx, head, replace(entry, details=_names(begun)))
         return begun
