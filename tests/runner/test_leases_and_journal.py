@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import Any, cast
 
 import pytest
 
@@ -15,6 +17,7 @@ from services.executor.store import leases
 from services.executor.store.journal import Write
 from services.executor.store.leases import Claim, LeaseTimes
 from services.runtime.database import Database
+from services.runtime.errors import unavailable
 from tests.databases import Clock
 from tests.runner.fleet import TENANT, Fleet
 
@@ -234,3 +237,69 @@ async def test_a_connection_cut_between_batches_loses_and_doubles_nothing(
     names = [event.custom.name for event in (await fleet.events(claim.run.run_id))[1:]]
     assert names == [str(number) for number in range(60)]
     assert claim.run.tenant_id == TENANT
+
+
+class _RestartingDatabase:
+    """Commits once without an answer, then cannot be reached for `refusals` transactions."""
+
+    def __init__(self, database: Database, refusals: int) -> None:
+        self._database = database
+        self._refusals = refusals
+        self._committed = False
+
+    @asynccontextmanager
+    async def raw_jobs(self) -> AsyncIterator[Any]:
+        if self._committed and self._refusals > 0:
+            self._refusals -= 1
+            raise unavailable("the database restarts")
+        async with self._database.raw_jobs() as tx:
+            yield tx
+        if not self._committed:
+            self._committed = True
+            raise unavailable("the answer to COMMIT is lost")
+
+
+async def test_a_commit_whose_answer_a_restart_swallowed_is_not_made_twice(fleet: Fleet) -> None:
+    await fleet.start("any")
+    (claim,) = await _claim(fleet)
+    journal = Journal(cast(Database, _RestartingDatabase(fleet.database, refusals=2)))
+
+    written = journal.write(_holding(claim), drafts=[_draft("once")])
+    async with asyncio.timeout(60):
+        await journal.drain()
+        await written
+
+    events = await fleet.events(claim.run.run_id)
+    assert [event.custom.name for event in events[1:]] == ["once"]
+
+
+async def test_what_is_being_committed_when_the_journal_is_stopped_is_not_lost(
+    fleet: Fleet,
+) -> None:
+    await fleet.start("any")
+    (claim,) = await _claim(fleet)
+    journal = Journal(fleet.database)
+    running = asyncio.create_task(journal.run())
+    async with fleet.database.raw_jobs() as tx:
+        await tx.execute(_PATIENT)
+        await tx.execute("LOCK TABLE run_events")
+        written = journal.write(_holding(claim), drafts=[_draft("late")])
+        await _until_somebody_waits_for_a_lock(fleet)
+        running.cancel()
+        await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await asyncio.gather(running, return_exceptions=True)
+        await journal.drain()
+        await written
+
+    events = await fleet.events(claim.run.run_id)
+    assert [event.custom.name for event in events[1:]] == ["late"]
+
+
+async def _until_somebody_waits_for_a_lock(fleet: Fleet) -> None:
+    async with asyncio.timeout(60):
+        while not await fleet.rows(
+            "SELECT FROM pg_locks JOIN pg_database ON pg_database.oid = database"
+            " WHERE NOT granted AND datname = current_database()"
+        ):
+            await asyncio.sleep(0.01)

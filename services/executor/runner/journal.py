@@ -106,12 +106,18 @@ class Journal:
             await asyncio.shield(newest)
 
     async def run(self) -> None:
-        """Commit until cancelled."""
+        """Commit until cancelled, and then to the end of the commit under way."""
         while True:
             await self._written.wait()
             self._written.clear()
             while self._shelves:
-                await self._commit_some()
+                committing = asyncio.create_task(self._commit_some())
+                try:
+                    await asyncio.shield(committing)
+                except asyncio.CancelledError:
+                    # What it has taken off the shelves would be lost, facts about money too.
+                    await committing
+                    raise
 
     async def drain(self) -> None:
         """Commit what is left, for a process that is about to end."""
@@ -150,11 +156,25 @@ class Journal:
         return committed
 
     async def _is_there(self, committed: Committed) -> bool:
+        """Whether a commit whose answer was lost has happened.
+
+        Asked until the database tells: what broke the connection, a restart, keeps it silent for
+        a while, and committing on a guess would write the events twice. Raises when it does not
+        tell for so long that the entries are given up.
+        """
         if not committed.witnesses:
             return False
         run_id, (seq, payload) = next(iter(committed.witnesses.items()))
-        async with self._database.raw_jobs() as tx:
-            return await store.is_written(tx, run_id, seq, payload)
+        clock = asyncio.get_running_loop().time
+        given_up = clock() + _GIVE_UP_SECONDS
+        while True:
+            try:
+                async with self._database.raw_jobs() as tx:
+                    return await store.is_written(tx, run_id, seq, payload)
+            except (ServiceError, OSError):
+                if clock() > given_up:
+                    raise
+                await asyncio.sleep(_PAUSE_SECONDS_MAX / 2)
 
     async def _alone(self, taken: Sequence[_Shelf], error: Exception) -> None:
         """Commit each attempt by itself, so that what one cannot store harms no other."""

@@ -30,6 +30,7 @@ _INSERT = """
 INSERT INTO run_events (run_id, tenant_id, seq, attempt, type, payload)
 SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::integer[], $5::text[], $6::bytea[])
 """
+_SETTLE = "SELECT FROM run_leases WHERE run_id = $1 FOR SHARE"
 _WRITTEN = "SELECT payload FROM run_events WHERE run_id = $1 AND seq = $2"
 
 
@@ -91,6 +92,8 @@ async def commit(tx: Connection, pages: Sequence[Page]) -> Committed:
 
 async def is_written(tx: Connection, run_id: str, seq: int, payload: bytes) -> bool:
     """Whether exactly this event is in the log: then the transaction that wrote it committed."""
+    # One that lost its client may still be committing; it holds the lease's row until it has.
+    await tx.execute(_SETTLE, run_id)
     return bool(await tx.fetchval(_WRITTEN, run_id, seq) == payload)
 
 
