@@ -298,8 +298,11 @@ async def test_what_is_being_committed_when_the_journal_is_stopped_is_not_lost(
 
 async def _until_somebody_waits_for_a_lock(fleet: Fleet) -> None:
     async with asyncio.timeout(60):
-        while not await fleet.rows(
-            "SELECT FROM pg_locks JOIN pg_database ON pg_database.oid = database"
-            " WHERE NOT granted AND datname = current_database()"
-        ):
+        while True:
+            waiting = await fleet.rows(
+                "SELECT FROM pg_locks JOIN pg_database ON pg_database.oid = database"
+                " WHERE NOT granted AND datname = current_database()"
+            )
+            if waiting:
+                return
             await asyncio.sleep(0.01)

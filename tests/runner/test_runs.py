@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from services.executor.runner import attempt, ending
 from services.executor.runner.catalogue import Catalogue
 from services.executor.runs import Cancellation, CancelReason
 from services.executor.store import events, runs
@@ -172,6 +173,37 @@ async def test_a_run_waits_for_its_answers_one_after_the_other(
     assert log.count("finished") == 1
 
 
+async def test_an_attempt_that_ends_late_leaves_the_next_one_in_the_process_alone(
+    fleet: Fleet, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first_may_end, second_may_end, second_ends = (asyncio.Event() for _ in range(3))
+
+    async def slow_end(*args: Any) -> None:
+        if args[2].attempt == 1:
+            await ending.end(*args)
+            # As when the answer to its COMMIT was lost, and it tries again.
+            await first_may_end.wait()
+        else:
+            second_ends.set()
+            await second_may_end.wait()
+            await ending.end(*args)
+
+    monkeypatch.setattr(attempt, "end", slow_end)
+    run_id = await fleet.start("questions")
+    async with running(fleet, catalogue) as runner:
+        await runner.in_state(run_id, "WAITING")
+        (row,) = await fleet.rows("SELECT * FROM interrupts WHERE run_id = $1", run_id)
+        await _answer(fleet, run_id, row["interrupt_id"], "1")
+        runner.loop.wake()
+        await asyncio.wait_for(second_ends.wait(), DEADLINE_SECONDS)
+        first_may_end.set()
+        await asyncio.wait_for(_one_attempt_left(run_id), DEADLINE_SECONDS)
+
+        assert runner.loop.carried == 1
+        second_may_end.set()
+        await runner.idle()
+
+
 async def test_a_process_that_ends_hands_its_runs_over_and_the_next_goes_on(
     fleet: Fleet, catalogue: Catalogue, graphs: Any
 ) -> None:
@@ -272,3 +304,13 @@ async def _answer(fleet: Fleet, run_id: str, interrupt_id: str, answer: str) -> 
             f'"{answer}"',
         )
         await runs.queue(tx, run_id, "RESUMED")
+
+
+async def _one_attempt_left(run_id: str) -> None:
+    while True:
+        names = [task.get_name() for task in asyncio.all_tasks()]
+        if names.count(f"attempt {run_id}") == 1:
+            # Once more round, for what the end of the other one called back.
+            await asyncio.sleep(0)
+            return
+        await asyncio.sleep(0.01)

@@ -73,10 +73,12 @@ class LeaseKeeper(threading.Thread):
         with self._lock:
             self._held[run_id] = _Held(epoch, self._clock())
 
-    def release(self, run_id: str) -> None:
-        """Renew this lease no more."""
+    def release(self, run_id: str, epoch: int) -> None:
+        """Renew this lease no more; a later one of the run is still renewed."""
         with self._lock:
-            self._held.pop(run_id, None)
+            held = self._held.get(run_id)
+            if held is not None and held.epoch == epoch:
+                del self._held[run_id]
 
     def tick(self) -> None:
         """Show that the loop is alive."""

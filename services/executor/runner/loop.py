@@ -159,7 +159,7 @@ class Loop:
         carrying = self._give_up(attempt) if _exhausted(claim) else attempt.carry()
         task = asyncio.create_task(carrying, name=f"attempt {run_id}")
         self._attempts[run_id] = (attempt, task)
-        task.add_done_callback(lambda done: self._ended(run_id, done))
+        task.add_done_callback(lambda done: self._ended(run_id, claim.epoch, done))
 
     async def _give_up(self, attempt: Attempt) -> None:
         """End a run whose processes keep dying, without trying it again."""
@@ -175,11 +175,15 @@ class Loop:
             Finished(RunState.FAILED, error=error),
         )
 
-    def _ended(self, run_id: str, task: asyncio.Task[None]) -> None:
-        self._keeper.release(run_id)
-        self._attempts.pop(run_id, None)
-        if self._alone_until is not None and self._alone_until[0] == run_id:
-            self._alone_until = None
+    def _ended(self, run_id: str, epoch: int, task: asyncio.Task[None]) -> None:
+        self._keeper.release(run_id, epoch)
+        # The run may be back already: answered while its old attempt had yet to learn that it
+        # waits. What is kept of it is then the new attempt's.
+        carried = self._attempts.get(run_id)
+        if carried is not None and carried[1] is task:
+            del self._attempts[run_id]
+            if self._alone_until is not None and self._alone_until[0] == run_id:
+                self._alone_until = None
         if not task.cancelled() and (failure := task.exception()) is not None:
             _log.error("an attempt ended with a defect of the runner", exc_info=failure)
         self._woken.set()
