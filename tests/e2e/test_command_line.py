@@ -136,12 +136,15 @@ def test_a_waiting_run_is_answered_and_another_is_cancelled(cogni: Cogni) -> Non
     ended = cogni("runs", "watch", first)
     cogni("runs", "cancel", second, "--comment", "not today")
     cancelled = cogni("runs", "watch", second)
+    last = cogni("runs", "watch", second, "--json").objects[-1]
+    from_its_end = cogni("runs", "watch", second, "--after-seq", last["seq"])
 
     assert answered.code == 0, answered.err
     assert ended.code == 0
     assert '"approved": true' in ended.out
     assert cancelled.code == EXIT_RUN_FAILED
     assert "cancelled" in cancelled.out
+    assert (from_its_end.code, from_its_end.out) == (EXIT_RUN_FAILED, "")
 
 
 async def test_a_schedule_is_created_fires_is_listed_and_paused(

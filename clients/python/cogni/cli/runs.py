@@ -106,7 +106,13 @@ def _follow(client: Client, run_id: str, after_seq: int, as_json: bool) -> None:
             print_json(event)
         else:
             printer.print(event)
-    if last is not None and last.finished.state != RunState.RUN_STATE_SUCCEEDED:
+    # Without an event the run had ended before: it is asked how.
+    ended = (
+        last.finished.state
+        if last
+        else client.executor.GetRun(GetRunRequest(run_id=run_id)).run.state
+    )
+    if ended != RunState.RUN_STATE_SUCCEEDED:
         raise typer.Exit(EXIT_RUN_FAILED)
 
 

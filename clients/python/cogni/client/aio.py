@@ -16,7 +16,7 @@ from cogni.client.catalogue import CATALOGUE
 from cogni.client.channel import call_metadata, options, tls_credentials
 from cogni.client.errors import CogniError, from_rpc_error
 from cogni.client.settings import ClientSettings
-from cogni.client.streams import Reconnecting
+from cogni.client.streams import Reconnecting, resumed_at
 from cogni.client.sync import CursorRequest, CursorResponse
 from cogni.client.values import to_struct
 from cogni.executor.v1.executor_service_pb2 import StartRunRequest, WatchRunRequest
@@ -100,10 +100,12 @@ class AsyncClient:
         reconnecting = Reconnecting()
         while True:
             broken: CogniError | None = None
+            resume = False
             stream = self.executor.WatchRun(WatchRunRequest(run_id=run_id, after_seq=after_seq))
             try:
                 async for batch in stream:
                     reconnecting.received()
+                    resume = batch.resume
                     for event in batch.events:
                         after_seq = event.seq
                         yield event
@@ -114,6 +116,9 @@ class AsyncClient:
             finally:
                 # An abandoned call is never collected by grpc; cancelling it frees it.
                 stream.cancel()
+            if broken is None and not resume:
+                # The log ends where `after_seq` was already.
+                return
             await asyncio.sleep(reconnecting.wait_seconds(broken))
 
     async def watch(
@@ -124,15 +129,15 @@ class AsyncClient:
         As `Client.watch`.
         """
         reconnecting = Reconnecting()
+        cursor = request.cursor
         while True:
             broken: CogniError | None = None
-            stream = method(request)
+            stream = method(resumed_at(request, cursor))
             try:
                 async for message in stream:
                     reconnecting.received()
-                    moved = message.cursor != request.cursor
-                    request.cursor = message.cursor
-                    if moved:
+                    cursor = message.cursor
+                    if message.changes:
                         yield message
             except CogniError as error:
                 broken = error

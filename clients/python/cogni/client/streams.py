@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from cogni.client.errors import CogniError, DeadlineExceeded, Unavailable
 
@@ -12,6 +13,19 @@ FIRST_WAIT_SECONDS = 0.1
 WAIT_SECONDS_MAX = 5.0
 # A watch gives up when nothing could be read for this long; any message starts it anew.
 SILENCE_SECONDS_MAX = 120.0
+
+Request = TypeVar("Request", bound=Any)
+
+
+def resumed_at(request: Request, cursor: str) -> Request:
+    """A copy of a stream's request that goes on after `cursor`, or begins as asked without one."""
+    resumed: Request = type(request)()
+    resumed.CopyFrom(request)
+    resumed.cursor = cursor
+    # Where a stream goes on is no news: servers refuse the two together.
+    if cursor and "from_now" in request.DESCRIPTOR.fields_by_name:
+        resumed.ClearField("from_now")
+    return resumed
 
 
 @dataclass

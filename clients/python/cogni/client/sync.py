@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, TypeVar, cast
 
@@ -16,7 +16,7 @@ from cogni.client.catalogue import CATALOGUE
 from cogni.client.channel import call_metadata, options, tls_credentials
 from cogni.client.errors import CogniError, from_rpc_error
 from cogni.client.settings import ClientSettings
-from cogni.client.streams import Reconnecting
+from cogni.client.streams import Reconnecting, resumed_at
 from cogni.client.values import to_struct
 from cogni.connections.v1.connections_service_pb2_grpc import ConnectionsServiceStub
 from cogni.executor.v1.executor_service_pb2 import StartRunRequest, WatchRunRequest
@@ -34,6 +34,10 @@ class CursorResponse(Protocol):
 
     cursor: str
     resume: bool
+
+    @property
+    def changes(self) -> Sequence[Any]:
+        """What changed; none in a sign of life."""
 
 
 class CursorRequest(Protocol):
@@ -115,10 +119,12 @@ class Client:
         reconnecting = Reconnecting()
         while True:
             broken: CogniError | None = None
+            resume = False
             stream = self.executor.WatchRun(WatchRunRequest(run_id=run_id, after_seq=after_seq))
             try:
                 for batch in stream:
                     reconnecting.received()
+                    resume = batch.resume
                     for event in batch.events:
                         after_seq = event.seq
                         yield event
@@ -129,6 +135,9 @@ class Client:
             finally:
                 # An abandoned call is never collected by grpc; cancelling it frees it.
                 stream.cancel()
+            if broken is None and not resume:
+                # The log ends where `after_seq` was already.
+                return
             time.sleep(reconnecting.wait_seconds(broken))
 
     def watch(
@@ -141,15 +150,15 @@ class Client:
         not yielded. Raises a CogniError when nothing could be read for two minutes.
         """
         reconnecting = Reconnecting()
+        cursor = request.cursor
         while True:
             broken: CogniError | None = None
-            stream = method(request)
+            stream = method(resumed_at(request, cursor))
             try:
                 for message in stream:
                     reconnecting.received()
-                    moved = message.cursor != request.cursor
-                    request.cursor = message.cursor
-                    if moved:
+                    cursor = message.cursor
+                    if message.changes:
                         yield message
             except CogniError as error:
                 broken = error
