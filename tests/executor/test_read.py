@@ -17,6 +17,10 @@ from cogni.executor.v1.audit_record_pb2 import (
     AUDIT_KIND_OUTCOME,
 )
 from services.executor.graphs import Graph, Tool, ToolEffect
+from services.executor.runs import RunState
+from services.executor.store import changes
+from services.executor.store.changes import RunChangeFilter
+from services.runtime import cursor
 from services.runtime.ids import new_id
 from tests.databases import all_is_final
 from tests.executor.conftest import GRAPH, World, publish
@@ -195,6 +199,29 @@ async def test_a_change_that_commits_late_is_not_skipped(world: World) -> None:
     watching.cancel()
 
     assert [change.run_id for change in changes] == [first.run_id, second.run_id]
+
+
+async def test_a_watermark_vouches_for_nothing_that_was_held_back_from_its_batch(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when what held it back ends between the reading of the rows and of the watermark."""
+    run = await world.start(await world.grant())
+    slow = world.database.raw_tenant("acme")
+    tx = await slow.__aenter__()
+    await tx.execute("SELECT pg_current_xact_id()")
+    await world.executor().CancelRun(pb.CancelRunRequest(run_id=run.run_id))
+
+    async def read_then_end(*args: Any, **kwargs: Any) -> Any:
+        batch = await cursor.read_after(*args, **kwargs)
+        await slow.__aexit__(None, None, None)
+        return batch
+
+    monkeypatch.setattr(changes, "read_after", read_then_end)
+    async with world.database.tenant("acme") as reading:
+        found = await changes.read_runs(reading, RunChangeFilter(), cursor.BEGINNING, 10)
+
+    assert RunState.CANCELLED not in [change.state for change in found.changes]
+    assert found.watermark_time is None
 
 
 async def test_a_service_sees_the_changes_of_every_tenant_and_a_user_only_theirs(

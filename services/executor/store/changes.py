@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Select, exists, select, text
+from sqlalchemy import Select, exists, literal, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.executor.grants import GrantChange, GrantState
 from services.executor.runs import RunChange, RunState, WaitingReason
 from services.executor.store.rows import Row, error_of, origin_of
 from services.executor.tables import grant_changes, run_changes
-from services.runtime.cursor import Position, horizon, read_after
+from services.runtime.cursor import Position, Xid8, horizon, read_after
 
 _NOW = text("SELECT cogni_now()")
 
@@ -84,10 +84,10 @@ async def _read(
     changes = [change_of(dict(row._mapping)) for row in batch.rows]
     if len(changes) == limit:
         return Changes(changes, batch.position, None)
-    # A committed row above the horizon is held back by an older transaction that is still open.
-    held_back = await tx.scalar(
-        select(exists(select(xid).where(xid >= text("pg_snapshot_xmin(pg_current_snapshot())"))))
-    )
+    # A committed row above the batch's horizon was held back by an older transaction; that one may
+    # have ended by now, and the row is still in no batch.
+    horizon_xid = literal(batch.position.xid, Xid8())
+    held_back = await tx.scalar(select(exists(select(xid).where(xid >= horizon_xid))))
     return Changes(changes, batch.position, None if held_back else now)
 
 
