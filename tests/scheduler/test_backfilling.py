@@ -229,3 +229,24 @@ async def test_spans_that_cannot_be_filled_are_refused(world: Any, case: str) ->
     with pytest.raises(ServiceError) as refused:
         await _start(world, order)
     assert refused.value.reason == reason
+
+
+@pytest.mark.parametrize("policy", ["CANCEL_OTHER", "TERMINATE_OTHER", "ALLOW_ALL"])
+async def test_a_slot_that_a_backfill_was_faster_with_is_neither_fired_nor_counted_again(
+    world: Any, policy: str
+) -> None:
+    schedule = await world.create(overlap_policy=f"OVERLAP_POLICY_{policy}", remaining_actions=1)
+    due = await world.reach(schedule)
+    order = replace(_order(schedule, due, 0), end_time=due + timedelta(milliseconds=1))
+    await _start(world, order)
+    await world.stepper.step_due()
+
+    await world.clock.fire_due()
+    await world.deliver()
+    await world.pass_time(MINUTE)
+    await world.deliver()
+
+    [slot] = await world.slots(schedule)
+    assert (slot.state, slot.origin) == (SlotState.STARTED, SlotOrigin.BACKFILL)
+    assert world.executor.cancelled == []
+    assert (await world.get(schedule)).settings.remaining_actions == 1

@@ -46,6 +46,11 @@ FROM unnest(CAST(:schedule_ids AS uuid[]), CAST(:scheduled_times AS timestamptz[
 ON CONFLICT (schedule_id, scheduled_time) DO NOTHING
 RETURNING schedule_id, scheduled_time
 """)
+_EXISTING = text("""
+SELECT schedule_id, scheduled_time FROM slots
+JOIN unnest(CAST(:schedule_ids AS uuid[]), CAST(:times AS timestamptz[]))
+    AS asked (schedule_id, scheduled_time) USING (schedule_id, scheduled_time)
+""")
 _LIST = text(f"""
 SELECT {SLOT_COLUMNS} FROM slots WHERE schedule_id = :schedule_id
     AND (CAST(:states AS text[]) IS NULL OR state = ANY (CAST(:states AS text[])))
@@ -107,6 +112,20 @@ async def insert(tx: AsyncConnection, drafts: Sequence[SlotDraft]) -> set[SlotKe
         "redispatch": REDISPATCH_AFTER,
     }
     rows = await tx.execute(_INSERT, values)
+    return {SlotKey(str(row.schedule_id), row.scheduled_time) for row in rows}
+
+
+async def existing(tx: AsyncConnection, keys: Sequence[SlotKey]) -> set[SlotKey]:
+    """Those of the keys that have a slot. Of locked schedules, no other can come meanwhile."""
+    if not keys:
+        return set()
+    rows = await tx.execute(
+        _EXISTING,
+        {
+            "schedule_ids": [UUID(key.schedule_id) for key in keys],
+            "times": [key.scheduled_time for key in keys],
+        },
+    )
     return {SlotKey(str(row.schedule_id), row.scheduled_time) for row in rows}
 
 

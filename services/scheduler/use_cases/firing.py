@@ -96,9 +96,17 @@ class Clock:
         moment = await schedules.now(tx)
         views = await slots.overlap_views(tx, [each.schedule_id for each in due])
         batch = _Batch()
+        plans: list[tuple[Schedule, Plan]] = []
         for schedule in due:
             with _pausing_broken(schedule, batch):
-                _fire_one(schedule, batch, views[schedule.schedule_id], moment)
+                plans.append((schedule, _plan(schedule, moment)))
+        # A backfill may have been faster: such a slot displaces nothing and uses nothing up.
+        taken = await slots.existing(
+            tx,
+            [_key(each, slot.scheduled_time) for each, planned in plans for slot in planned.slots],
+        )
+        for schedule, planned in plans:
+            _fire_one(schedule, batch, views[schedule.schedule_id], planned, taken)
         await slots.settle(tx, batch.displaced, SlotState.SKIPPED, SlotReason.OVERLAP)
         created = await slots.insert(tx, batch.drafts)
         starting = [
@@ -135,13 +143,17 @@ async def _record_moves(tx: AsyncConnection, batch: _Batch) -> None:
         await schedules.note_end(tx, ended)
 
 
-def _fire_one(schedule: Schedule, batch: _Batch, view: OverlapView, moment: datetime) -> None:
-    planned = _plan(schedule, moment)
+def _fire_one(
+    schedule: Schedule, batch: _Batch, view: OverlapView, planned: Plan, taken: set[SlotKey]
+) -> None:
     left = schedule.settings.remaining_actions
     last = schedule.last_slot_time
     for slot in planned.slots:
         if left == 0:
             break
+        if _key(schedule, slot.scheduled_time) in taken:
+            last = slot.scheduled_time
+            continue
         draft, decision = _draft(schedule, slot, view)
         batch.drafts.append(draft)
         view = view.without(decision.displaced).with_slot(slot.scheduled_time, draft.state)
