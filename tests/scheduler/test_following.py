@@ -82,6 +82,28 @@ async def test_a_revocation_that_comes_before_the_word_of_it_refuses_the_start(w
     assert (await world.get(schedule)).state_reason is StateReason.GRANT_REVOKED
 
 
+async def test_a_slot_of_a_grant_that_the_schedule_has_left_pauses_it_no_more(world: Any) -> None:
+    schedule = await world.create()
+    slot = await world.fire(schedule)
+    world.executor.down = True
+    await world.deliver()
+    another = world.executor.grant()
+    world.executor.down = False
+    await world.schedules.update(
+        ALICE,
+        schedule.schedule_id,
+        "",
+        lambda old: replace(old, run=replace(old.run, grant_id=another)),
+    )
+
+    await world.executor.revoke(schedule.settings.run.grant_id)
+    await world.starter.start(slot.key)
+
+    [slot] = await world.slots(schedule)
+    assert (slot.state, slot.reason) == (SlotState.REFUSED, SlotReason.GRANT_UNUSABLE)
+    assert (await world.get(schedule)).state is ScheduleState.ACTIVE
+
+
 async def test_cursor_and_effects_commit_together(world: Any) -> None:
     schedule = await world.create()
     await world.fire(schedule)

@@ -135,8 +135,13 @@ class Starter:
         async with self._database.jobs() as tx:
             schedule = await _locked(tx, key)
             await slots.settle(tx, [key], SlotState.REFUSED, reason, note)
-            # Who triggers by hand sees the refusal; the recurrence would repeat it unseen.
-            if schedule.state is ScheduleState.ACTIVE and slot.origin is SlotOrigin.SCHEDULE:
+            # Who triggers by hand sees the refusal; the recurrence would repeat it unseen, unless
+            # what was refused has been changed since.
+            recurs = (
+                slot.origin is SlotOrigin.SCHEDULE
+                and await slots.template_of(tx, key) == schedule.settings.run
+            )
+            if schedule.state is ScheduleState.ACTIVE and recurs:
                 await schedules.set_state(tx, key.schedule_id, ScheduleState.PAUSED, pause, note)
             await give_turn(tx, schedule.tenant_id, key.schedule_id)
             await notify(tx, changes.SLOTS_CHANNEL)
