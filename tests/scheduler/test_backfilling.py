@@ -250,3 +250,27 @@ async def test_a_slot_that_a_backfill_was_faster_with_is_neither_fired_nor_count
     assert (slot.state, slot.origin) == (SlotState.STARTED, SlotOrigin.BACKFILL)
     assert world.executor.cancelled == []
     assert (await world.get(schedule)).settings.remaining_actions == 1
+
+
+@pytest.mark.parametrize("revoked", ["its own grant", "the schedule's new grant"])
+async def test_a_backfill_stops_with_the_grant_its_runs_are_under(world: Any, revoked: str) -> None:
+    schedule, now = await _schedule(world)
+    backfill = await _start(world, _order(schedule, now, 5, starts_per_minute=1))
+    another = world.executor.grant()
+    await world.schedules.update(
+        ALICE,
+        schedule.schedule_id,
+        "",
+        lambda old: replace(old, run=replace(old.run, grant_id=another)),
+    )
+    own = schedule.settings.run.grant_id
+    await world.executor.revoke(own if revoked == "its own grant" else another)
+    await world.hear("grants")
+
+    await world.stepper.step_due()
+
+    found = await world.backfills.get(ALICE, backfill.backfill_id)
+    stopped = (BackfillState.FAILED, 0)
+    assert (found.state, found.done_count) == (
+        stopped if revoked == "its own grant" else (BackfillState.RUNNING, 1)
+    )

@@ -8,7 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.scheduler.schedules import RunTemplate
-from services.scheduler.store.rows import run_json
+from services.scheduler.store.rows import run_from_json, run_json
 
 
 def digest_of(run: RunTemplate) -> bytes:
@@ -27,3 +27,15 @@ async def keep(tx: AsyncConnection, tenant_id: str, run: RunTemplate) -> bytes:
         {"tenant_id": tenant_id, "digest": digest, "template": run_json(run)},
     )
     return digest
+
+
+async def get(tx: AsyncConnection, tenant_id: str, digest: bytes) -> RunTemplate:
+    """The run template that a digest names; it was kept before, and is kept for ever."""
+    document = await tx.scalar(
+        text(
+            "SELECT CAST(template AS text) FROM run_templates "
+            "WHERE tenant_id = :tenant_id AND digest = :digest"
+        ),
+        {"tenant_id": tenant_id, "digest": digest},
+    )
+    return run_from_json(document)

@@ -205,7 +205,9 @@ class BackfillStepper:
     ) -> tuple[BackfillState, str] | None:
         if schedule.state is ScheduleState.DELETED:
             return BackfillState.FAILED, "The schedule was deleted."
-        ended = await streams.ended_grant(tx, schedule.settings.run.grant_id)
+        # Its runs are frozen: the schedule may be under another grant by now.
+        frozen = await run_templates.get(tx, found.tenant_id, found.run_digest)
+        ended = await streams.ended_grant(tx, frozen.grant_id)
         if ended is not None:
             return BackfillState.FAILED, f"The grant is {ended}."
         if reached_cap(found):
