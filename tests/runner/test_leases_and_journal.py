@@ -74,6 +74,21 @@ async def test_tenants_take_turns_however_long_one_queue_is(fleet: Fleet) -> Non
     assert set(late) < {claim.run.run_id for claim in claims}
 
 
+async def test_runs_whose_old_tokens_still_work_hold_up_no_other_of_their_tenant(
+    fleet: Fleet,
+) -> None:
+    for _ in range(6):
+        await fleet.start("any")
+    await fleet.execute(
+        "UPDATE run_leases SET token_expire_time = cogni_now() + interval '1 minute'"
+    )
+    free = await fleet.start("any")
+
+    claims = await _claim(fleet, 1)
+
+    assert [claim.run.run_id for claim in claims] == [free]
+
+
 async def test_a_claim_raises_the_epoch_and_counts_the_attempt(fleet: Fleet) -> None:
     run_id = await fleet.start("any")
 

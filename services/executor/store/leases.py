@@ -27,6 +27,7 @@ WITH RECURSIVE tenants AS (
     FROM tenants LEFT JOIN busy USING (tenant_id), LATERAL (
         SELECT run_id, ready_time FROM run_leases
         WHERE run_leases.tenant_id = tenants.tenant_id AND ready_time IS NOT NULL
+            AND coalesce(token_expire_time + $4 < cogni_now(), true)
         ORDER BY ready_time LIMIT $1 * 4
     ) AS queued
     WHERE tenants.tenant_id IS NOT NULL
