@@ -16,6 +16,7 @@ from cogni.type.v1.error_reason_pb2 import ErrorReason
 from services.executor.store import grants
 from services.executor.use_cases.backing import Backing
 from services.executor.use_cases.reap import Reaper
+from services.runtime.errors import unavailable
 from tests.databases import Clock
 from tests.executor.conftest import LEASE, World
 
@@ -46,6 +47,21 @@ async def test_a_run_whose_runner_died_is_hinted_again_and_stays_running(
 
     assert quiet_world.hints.get_nowait() == run.run_id
     assert (await quiet_world.run(run.run_id)).state == run_pb2.RUN_STATE_RUNNING
+
+
+async def test_a_broker_that_is_down_does_not_end_the_reaper(
+    quiet_world: World, clock: Clock
+) -> None:
+    """Ended, it would be started again after pauses of up to half a minute."""
+
+    async def down(run_ids: list[str]) -> None:
+        raise unavailable("The message broker cannot be reached; retry.")
+
+    reaper = Reaper(Backing(quiet_world.database, lambda: None), down, SKEW)
+    await quiet_world.start(await quiet_world.grant())
+    await clock.advance(quiet_world.database, timedelta(minutes=1))
+
+    await reaper.reap()
 
 
 async def test_a_run_whose_wake_up_was_lost_is_hinted_again(

@@ -1,6 +1,7 @@
 """Carries on where somebody died: wakes runners, stops what must stop, ends what has expired."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
@@ -8,7 +9,10 @@ from services.executor.runs import Cancellation, CancelReason
 from services.executor.store import events, grants, reaping, runs
 from services.executor.use_cases.backing import Backing
 from services.executor.use_cases.stop_run import end, request_stop, stop_runs_under
+from services.runtime.errors import ServiceError
 from services.runtime.tokens import CLOCK_SKEW
+
+_log = logging.getLogger(__name__)
 
 _ROUND_SECONDS = 1.0
 _BATCH = 100
@@ -82,8 +86,13 @@ class Reaper:
         async with self._on.database.raw_jobs() as tx:
             found = await reaping.expired(tx, _BATCH)
             found += await reaping.forgotten(tx, _BATCH, _FORGOTTEN_AFTER)
-        if found:
+        if not found:
+            return
+        try:
             await self._wake_up([run_id for run_id, _ in found])
+        except ServiceError as error:
+            # A broker that is down must not slow down what needs PostgreSQL alone.
+            _log.warning("runners cannot be woken (%s); they look by themselves", error.message)
 
     async def _end(self, tx: events.Connection, run_id: str) -> None:
         if not await reaping.take_over(tx, run_id, self._clock_skew):
