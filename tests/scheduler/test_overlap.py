@@ -189,3 +189,19 @@ def test_no_policy_starts_beside_a_run_unless_it_says_so(
         assert view.unfinished
     turn = next_turn(view)
     assert (turn is None) == (bool(view.active) or not view.buffered)
+
+
+async def test_a_slot_that_is_skipped_after_all_uses_up_no_action(world: Any) -> None:
+    schedule = await _running(world, "SKIP", remaining_actions=2)
+
+    await _next(world, schedule)
+    assert await world.states(schedule) == ["STARTED", "SKIPPED"]
+    now_kept = await world.get(schedule)
+    assert (now_kept.state, now_kept.settings.remaining_actions) == (ScheduleState.ACTIVE, 1)
+
+    [first, _] = await world.slots(schedule)
+    world.executor.end_unheard(first.run_id)
+    await _next(world, schedule)
+    assert await world.states(schedule) == ["STARTED", "SKIPPED", "STARTED"]
+    now_kept = await world.get(schedule)
+    assert (now_kept.state, now_kept.settings.remaining_actions) == (ScheduleState.COMPLETED, 0)

@@ -361,6 +361,17 @@ async def note_end(tx: AsyncConnection, ended: Ended) -> None:
     )
 
 
+async def give_back_action(tx: AsyncConnection, schedule_id: str) -> None:
+    """Leave a locked schedule the action that one of its slots took and did not need."""
+    await tx.execute(
+        text(
+            "UPDATE schedules SET remaining_actions = remaining_actions + 1 "
+            "WHERE schedule_id = :schedule_id"
+        ),
+        {"schedule_id": UUID(schedule_id)},
+    )
+
+
 async def of_grant(tx: AsyncConnection, grant_id: str) -> list[str]:
     """The ids of the schedules under a grant that are not deleted."""
     rows = await tx.execute(

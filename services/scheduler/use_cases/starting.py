@@ -18,7 +18,7 @@ from services.scheduler.runs import (
     RunView,
     StartOrder,
 )
-from services.scheduler.schedules import Schedule, ScheduleState, StateReason
+from services.scheduler.schedules import Schedule, ScheduleState, StateReason, next_firing
 from services.scheduler.slot_records import (
     SlotKey,
     SlotOrigin,
@@ -108,6 +108,8 @@ class Starter:
             [(slot.tenant_id, SlotKey(schedule_id, time)) for time in decision.cancel_runs_of],
         )
         await give_turn(tx, slot.tenant_id, schedule_id)
+        if decision.state is SlotState.SKIPPED:
+            await _give_back_action(tx, schedule, slot)
         return decision.state is SlotState.PENDING
 
     async def _order(self, key: SlotKey) -> StartOrder | None:
@@ -161,3 +163,28 @@ async def _locked(tx: AsyncConnection, key: SlotKey) -> Schedule:
     schedule = await schedules.get(tx, key.schedule_id, lock=True)
     assert schedule is not None, "a slot's schedule is never deleted from the table"
     return schedule
+
+
+async def _give_back_action(tx: AsyncConnection, schedule: Schedule, slot: SlotRecord) -> None:
+    """Undo what the clock took for a slot that it could not yet decide about.
+
+    Taken first and given back, so that no two such slots start more than is left.
+    """
+    settings = schedule.settings
+    if slot.origin is not SlotOrigin.SCHEDULE or settings.remaining_actions is None:
+        return
+    if schedule.update_time > slot.create_time:
+        # A person may have said since then how many are left.
+        return
+    await schedules.give_back_action(tx, schedule.schedule_id)
+    if schedule.state_reason is not StateReason.ACTIONS_USED_UP:
+        return
+    following = await asyncio.to_thread(
+        next_firing, settings.spec, schedule.jitter_share, schedule.position_time
+    )
+    if following is not None:
+        note = "The slot that had taken the last action was skipped."
+        await schedules.set_state(
+            tx, schedule.schedule_id, ScheduleState.ACTIVE, StateReason.REQUESTED, note, following
+        )
+        await notify(tx, changes.DUE_CHANNEL)
