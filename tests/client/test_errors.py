@@ -85,7 +85,11 @@ def test_nobody_listening_is_said_in_a_sentence() -> None:
 
 @pytest.mark.parametrize(
     ("message", "kind"),
-    [("CANCELLED", Unavailable), ("Locally cancelled by application!", Cancelled)],
+    [
+        ("CANCELLED", Unavailable),
+        ("Locally cancelled by application!", Cancelled),
+        ("Stream removed (Channel closed!)", Cancelled),
+    ],
 )
 def test_a_call_that_a_stopping_server_dropped_is_unavailable(
     message: str, kind: type[CogniError]

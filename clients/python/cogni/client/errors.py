@@ -122,6 +122,9 @@ _BY_CODE: Mapping[grpc.StatusCode, type[CogniError]] = {
     grpc.StatusCode.CANCELLED: Cancelled,
 }
 
+# In what gRPC says of a call that this side cancelled, or whose channel it closed.
+_OURS = ("Locally cancelled", "Channel closed")
+
 
 def from_rpc_error(error: grpc.RpcError) -> CogniError:
     """The typed error for what a stub raised. Never raises itself."""
@@ -132,7 +135,7 @@ def from_rpc_error(error: grpc.RpcError) -> CogniError:
     if status is None:
         # A server that stops answers the calls in its queue with a bare CANCELLED; what this side
         # cancels says so itself.
-        if kind is Cancelled and not message.startswith("Locally cancelled"):
+        if kind is Cancelled and not any(each in message for each in _OURS):
             return Unavailable(f"the server cancelled the call ({message})", code=code)
         if kind is Unavailable:
             message = (
