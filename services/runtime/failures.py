@@ -14,7 +14,8 @@ _RETRY_AFTER = timedelta(seconds=1)
 _UNREACHABLE = "The database cannot be reached; retry."
 _OVERLOADED = "The database is busy; retry."
 _CONNECTION_LOST = ("08", "57P", "53300")
-_BUSY = ("55P03", "57014", "40P01", "40001", "25P03")
+# The last are the whole class 53: a server that lacks disk or memory gets them back.
+_BUSY = ("55P03", "57014", "40P01", "40001", "25P03", "53")
 
 
 class DatabaseUnusableError(StartError):
@@ -56,8 +57,8 @@ def while_connecting() -> Iterator[None]:
 
 @contextmanager
 def while_working(connection_is_lost: Callable[[], bool]) -> Iterator[None]:
-    """Turn a lost connection, a deadlock, and a lock or statement that ran out of time into
-    ServiceError UNAVAILABLE; let every other error pass."""
+    """Turn a lost connection, a deadlock, a full disk or memory, and a lock or statement that ran
+    out of time into ServiceError UNAVAILABLE; let every other error pass."""
     try:
         yield
     except OSError as error:
@@ -73,7 +74,7 @@ def while_working(connection_is_lost: Callable[[], bool]) -> Iterator[None]:
         sqlstate = _sqlstate(error)
         if connection_is_lost() or sqlstate.startswith(_CONNECTION_LOST):
             raise unavailable(_UNREACHABLE, retry_after=_RETRY_AFTER) from error
-        if sqlstate in _BUSY:
+        if sqlstate.startswith(_BUSY):
             raise unavailable(_OVERLOADED, retry_after=_RETRY_AFTER) from error
         raise
 

@@ -259,6 +259,21 @@ async def test_a_statement_that_takes_too_long_is_unavailable(database):
     assert refusal.value.kind == ErrorKind.UNAVAILABLE
 
 
+async def test_a_server_without_disk_or_memory_is_unavailable(db):
+    """The runner waits for such a server; of any other failure it ends the run."""
+
+    async def full(transaction, wrap, sqlstate):
+        raising = f"DO $$ BEGIN RAISE EXCEPTION 'full' USING ERRCODE = '{sqlstate}'; END $$"
+        async with transaction("t1") as tx:
+            await tx.execute(wrap(raising))
+
+    for transaction, wrap in ((db.tenant, text), (db.raw_tenant, str)):
+        for sqlstate in ("53100", "53200", "53400"):
+            with pytest.raises(ServiceError) as refusal:
+                await full(transaction, wrap, sqlstate)
+            assert refusal.value.kind == ErrorKind.UNAVAILABLE
+
+
 async def test_a_transaction_left_idle_loses_its_locks(database):
     """A process stopped inside a transaction must not hold a row for as long as a lease."""
     db = await database("notes", "tests.runtime.migrated")
