@@ -23,6 +23,9 @@ _ANSWER_SECONDS_MAX = 5.0
 _BACKOFF_SECONDS_MIN = 0.1
 _BACKOFF_SECONDS_MAX = 5.0
 
+# The last is what asyncpg says when PostgreSQL was killed in the middle of its answer.
+_LOST = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+
 _log = logging.getLogger(__name__)
 
 
@@ -100,7 +103,7 @@ class Listener:
         while True:
             try:
                 await self._listen()
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except _LOST as error:
                 _log.warning("the listener lost PostgreSQL (%s)", type(error).__name__)
             if self.listening.is_set():
                 self.listening.clear()

@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import aclosing
 
+import asyncpg
 import pytest
 
 from services.runtime.listen import Listener, Wakeup, notify
@@ -118,3 +119,25 @@ async def test_more_payloads_than_are_kept_mean_that_anything_may_have_changed(d
 
         wakeup = await soon(anext(wakeups))
         assert (len(wakeup.payloads), wakeup.anything) == (10_000, True)
+
+
+async def test_a_server_killed_in_the_middle_of_an_answer_is_a_lost_connection(db, monkeypatch):
+    """asyncpg then raises an error that is none of its other kinds."""
+    connect, tries = asyncpg.connect, 0
+
+    async def broken_once(*args, **kwargs):
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise asyncpg.InternalClientError("got result for unknown protocol state 3")
+        return await connect(*args, **kwargs)
+
+    monkeypatch.setattr(asyncpg, "connect", broken_once)
+    listener = Listener(db.url, application_name="tests")
+    running = asyncio.create_task(listener.run())
+    listening = asyncio.create_task(listener.listening.wait())
+    await soon(asyncio.wait({running, listening}, return_when=asyncio.FIRST_COMPLETED))
+
+    assert listening.done()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
