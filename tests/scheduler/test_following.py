@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from services.runtime.errors import ServiceError
 from services.runtime.ids import new_id
-from services.scheduler.schedules import ScheduleState, Settings, StateReason
+from services.scheduler.schedules import Schedule, ScheduleState, Settings, StateReason
 from services.scheduler.slot_records import SlotReason, SlotState
-from services.scheduler.store import streams
+from services.scheduler.store import schedules, streams
 from services.scheduler.use_cases import following
 from services.scheduler.use_cases.following import LEASE, followers
 from tests.scheduler.world import ALICE
@@ -102,6 +104,41 @@ async def test_a_slot_of_a_grant_that_the_schedule_has_left_pauses_it_no_more(wo
     [slot] = await world.slots(schedule)
     assert (slot.state, slot.reason) == (SlotState.REFUSED, SlotReason.GRANT_UNUSABLE)
     assert (await world.get(schedule)).state is ScheduleState.ACTIVE
+
+
+async def test_a_schedule_that_is_being_edited_is_not_missed_by_who_waits_for_it(
+    world: Any,
+) -> None:
+    schedule = await world.create()
+    another = world.executor.grant()
+    edited = replace(schedule.settings, run=replace(schedule.settings.run, grant_id=another))
+
+    async def lock_all() -> list[Schedule]:
+        async with world.db.jobs() as tx:
+            found: list[Schedule] = await schedules.lock_all(tx, [schedule.schedule_id])
+            return found
+
+    async with world.db.jobs() as tx:
+        locked = await schedules.get(tx, schedule.schedule_id, lock=True)
+        assert locked is not None
+        await schedules.update_settings(tx, locked, edited)
+        waiting = asyncio.create_task(lock_all())
+        await _until_somebody_waits_for(tx)
+
+    [found] = await waiting
+    assert found.settings.run.grant_id == another
+
+
+async def _until_somebody_waits_for(tx: Any) -> None:
+    waiting = text(
+        "SELECT count(*) FROM pg_locks WHERE NOT granted "
+        "AND transactionid = CAST(CAST(pg_current_xact_id() AS text) AS xid)"
+    )
+    async with asyncio.timeout(30):
+        while True:
+            if await tx.scalar(waiting):
+                return
+            await asyncio.sleep(0.01)
 
 
 async def test_cursor_and_effects_commit_together(world: Any) -> None:

@@ -37,6 +37,10 @@ _FROM = (
 )
 _SELECT = f"SELECT {_COLUMNS} {_FROM}"
 
+_GET = text(f"{_SELECT} WHERE s.schedule_id = :schedule_id")
+_BY_IDS = "schedule_id = ANY (CAST(:ids AS uuid[])) ORDER BY schedule_id"
+_GET_ALL = text(f"{_SELECT} WHERE s.{_BY_IDS}")
+_LOCK = text(f"SELECT FROM schedules WHERE {_BY_IDS} FOR UPDATE")
 _INSERT = text("""
 INSERT INTO schedules (
     schedule_id, tenant_id, request_id, content_hash, display_name, description, labels, spec,
@@ -187,29 +191,20 @@ async def find_request(tx: AsyncConnection, request_id: str) -> tuple[str, bytes
 
 async def get(tx: AsyncConnection, schedule_id: str, *, lock: bool = False) -> Schedule | None:
     """The schedule; with `lock`, its row is the transaction's until it ends."""
-    suffix = " FOR UPDATE OF s" if lock else ""
-    row = (
-        (
-            await tx.execute(
-                text(f"{_SELECT} WHERE s.schedule_id = :schedule_id{suffix}"),
-                {"schedule_id": UUID(schedule_id)},
-            )
-        )
-        .mappings()
-        .first()
-    )
+    if lock:
+        found = await lock_all(tx, [schedule_id])
+        return found[0] if found else None
+    row = (await tx.execute(_GET, {"schedule_id": UUID(schedule_id)})).mappings().first()
     return None if row is None else schedule_of(dict(row))
 
 
 async def lock_all(tx: AsyncConnection, schedule_ids: Sequence[str]) -> list[Schedule]:
     """Lock several schedules in the order of their ids, so that two callers never deadlock."""
-    rows = await tx.execute(
-        text(
-            f"{_SELECT} WHERE s.schedule_id = ANY (CAST(:ids AS uuid[])) "
-            "ORDER BY s.schedule_id FOR UPDATE OF s"
-        ),
-        {"ids": [UUID(each) for each in schedule_ids]},
-    )
+    ids = {"ids": [UUID(each) for each in schedule_ids]}
+    # Read by a statement of its own: one that waited for the lock would look for the new version's
+    # template among those of its old snapshot, and find no schedule at all.
+    await tx.execute(_LOCK, ids)
+    rows = await tx.execute(_GET_ALL, ids)
     return [schedule_of(dict(row)) for row in rows.mappings()]
 
 
