@@ -14,7 +14,7 @@ from services.executor.adapters.ledger import Answer, Recording
 from services.executor.amounts import Amount
 from services.executor.convert.usage import unit_to_proto
 from services.executor.store import usage
-from services.executor.usage import units_digest
+from services.executor.usage import Closing, units_digest
 from services.executor.use_cases.deliver_usage import STALE_SECONDS, UsageDelivery
 from services.runtime.errors import ErrorKind, PeerError
 from services.runtime.ids import new_id
@@ -185,6 +185,19 @@ async def test_a_run_without_units_is_closed_too(
     assert (closing.run_id, closing.call_ids) == (attempt.run_id, ())
 
 
+async def test_a_run_that_the_ledger_does_not_close_holds_up_no_other(
+    quiet_world: World,
+) -> None:
+    first, second = await _attempt(quiet_world), await _attempt(quiet_world)
+    assert await first.succeed()
+    assert await second.succeed()
+    ledger = StubbornLedger(first.run_id)
+
+    await UsageDelivery(quiet_world.database, ledger).close()
+
+    assert [closing.run_id for closing in ledger.closings] == [second.run_id]
+
+
 async def test_a_call_of_a_dead_attempt_is_settled_from_its_estimate(
     quiet_world: World, clock: Clock, ledger: RecordingLedger
 ) -> None:
@@ -244,3 +257,16 @@ async def _column(world: World, call_id: str, column: str) -> object:
             f"SELECT {column} FROM usage_units WHERE call_id = $1", call_id
         )
         return found
+
+
+class StubbornLedger(RecordingLedger):
+    """Has a defect that one run meets."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__()
+        self._run_id = run_id
+
+    async def close_run(self, closing: Closing) -> None:
+        if closing.run_id == self._run_id:
+            raise PeerError("ledger", ErrorKind.INTERNAL, "INTERNAL", "a defect")
+        await super().close_run(closing)

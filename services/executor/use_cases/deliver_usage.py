@@ -29,6 +29,8 @@ _BATCH_STALE = 100
 _LEASE = timedelta(seconds=60)
 _UNANSWERED_PAUSE = timedelta(seconds=5)
 _REJECTED_PAUSE = timedelta(minutes=5)
+# The Ledger as a whole does not answer: the next run would meet the same.
+_SILENT = (ErrorKind.UNAVAILABLE, ErrorKind.DEADLINE_EXCEEDED)
 #: A call of an attempt that is gone counts as lost when its provider has had this long.
 STALE_SECONDS = 120.0
 
@@ -82,7 +84,10 @@ class UsageDelivery:
             except PeerError as error:
                 if error.kind is not ErrorKind.UNIMPLEMENTED:
                     _log.warning("run %s was not closed: %s", closing.run_id, error)
-                    return
+                    if error.kind in _SILENT:
+                        return
+                    # What is wrong with one run must not keep all the others open.
+                    continue
             async with self._database.raw_jobs() as tx:
                 await billing.note_closed(tx, closing)
 
