@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from cogni.type.v1.amount_pb2 import Amount
 from services.runtime.errors import ServiceError
@@ -274,3 +275,25 @@ async def test_a_backfill_stops_with_the_grant_its_runs_are_under(world: Any, re
     assert (found.state, found.done_count) == (
         stopped if revoked == "its own grant" else (BackfillState.RUNNING, 1)
     )
+
+
+async def test_a_backfill_whose_spec_can_no_longer_be_read_fails_alone(world: Any) -> None:
+    schedule, now = await _schedule(world)
+    broken = await _start(world, _order(schedule, now - 5 * MINUTE, 3))
+    sound = await _start(world, _order(schedule, now, 3))
+    async with world.db.jobs() as tx:
+        await tx.execute(
+            text(
+                "UPDATE backfills SET spec = CAST(jsonb_set(CAST(spec AS jsonb), '{time_zone}', "
+                "'\"Mars/Olympus\"') AS json) WHERE backfill_id = :id"
+            ),
+            {"id": broken.backfill_id},
+        )
+
+    await world.stepper.step_due()
+
+    done = await world.backfills.get(ALICE, sound.backfill_id)
+    assert done.done_count == 3
+    async with world.db.jobs() as tx:
+        kept = text("SELECT state FROM backfills WHERE backfill_id = :id")
+        assert await tx.scalar(kept, {"id": broken.backfill_id}) == "FAILED"

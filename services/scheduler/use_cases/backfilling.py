@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -58,6 +59,7 @@ from services.scheduler.use_cases.dispatch import owe_cancellations, owe_starts
 STEPS_AT_ONCE = 20
 _COSTS_AT_ONCE = 20
 _MOMENT = timedelta(microseconds=1)
+_log = logging.getLogger(__name__)
 
 
 class Backfills:
@@ -157,12 +159,24 @@ class BackfillStepper:
         async with self._database.jobs() as tx:
             due = await backfills.due(tx, STEPS_AT_ONCE)
         for backfill_id, schedule_id in due:
-            await self._note_costs(backfill_id)
-            async with self._database.jobs() as tx:
-                await self._step(tx, backfill_id, schedule_id)
+            try:
+                await self._note_costs(backfill_id)
+                async with self._database.jobs() as tx:
+                    await self._step(tx, backfill_id, schedule_id)
+            except ValueError as error:
+                await self._fail(backfill_id, error)
         if due:
             self._kick()
         return len(due)
+
+    async def _fail(self, backfill_id: str, error: ValueError) -> None:
+        """End a backfill whose spec can no longer be read, so that it holds no other back."""
+        _log.error("backfill %s cannot be computed: %s", backfill_id, error)
+        async with self._database.jobs() as tx:
+            note = f"The spec can no longer be read: {error}."
+            await backfills.end(tx, backfill_id, BackfillState.FAILED, note)
+            await backfills.cancel_waiting(tx, backfill_id)
+            await notify(tx, changes.SLOTS_CHANNEL)
 
     async def _note_costs(self, backfill_id: str) -> None:
         """Ask what finished runs have cost, if that bounds the backfill."""
