@@ -31,6 +31,12 @@ app.add_typer(authorizing.app, name="connections")
 app.add_typer(ledger.app, name="ledger")
 
 EXIT_REFUSED = 1
+#: Refusals that another token would end; the server cannot know where this side takes it from.
+TOKEN_REASONS = {"TOKEN_MISSING", "TOKEN_INVALID", "TOKEN_EXPIRED"}
+ADVICE = (
+    "  set COGNI_TOKEN or COGNI_TOKEN_FILE; for the stack of `make up`: "
+    'eval "$(python -m services.standalone env)"'
+)
 
 
 def _print_version(wanted: bool) -> None:
@@ -58,6 +64,8 @@ def explain(error: CogniError) -> str:
     lines += [f"  {violation.field}: {violation.description}" for violation in error.violations]
     if error.retry_after is not None:
         lines.append(f"  try again in {error.retry_after.total_seconds():g} s")
+    if error.reason in TOKEN_REASONS:
+        lines.append(ADVICE)
     return "\n".join(lines)
 
 
@@ -74,6 +82,14 @@ def main() -> None:
         sys.exit(EXIT_REFUSED)
     except BrokenPipeError:
         # The reader of our output went away, as in `cogni runs list | head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_REFUSED)
+    except UnicodeEncodeError:
+        complaints.print("An argument holds bytes that are not UTF-8; write it again.", style="red")
+        sys.exit(EXIT_REFUSED)
+    except OSError as error:
+        # What is left here is our own output: commands answer for the files they are given.
+        complaints.print(f"The output cannot be written: {error.strerror}.", style="red")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_REFUSED)
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from google.protobuf.struct_pb2 import Struct
+from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from cogni.cli.output import EnumType
-from cogni.client import to_struct
+from cogni.client import to_struct, to_value
 from cogni.type.v1.amount_pb2 import Amount
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
@@ -93,21 +93,45 @@ def json_object(text: str) -> Struct:
     value = json_value(text)
     if not isinstance(value, dict):
         raise typer.BadParameter('expected a JSON object, for example \'{"name": "value"}\'')
-    return to_struct(value)
+    try:
+        return to_struct(value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def json_message(text: str) -> Value:
+    """Any JSON value as the contract carries it; `@FILE` and `-` as with `json_object`."""
+    try:
+        return to_value(json_value(text))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def json_value(text: str) -> Any:
-    if text == "-":
-        text = sys.stdin.read()
-    elif text.startswith("@"):
-        try:
-            text = Path(text[1:]).read_text()
-        except OSError as error:
-            raise typer.BadParameter(f"cannot read {text[1:]}: {error.strerror}") from None
+    """Any JSON value, `@FILE` to read it from a file, or `-` to read it from standard input."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+        return json.loads(_said(text), parse_constant=_refuse_constant)
+    except RecursionError:
+        raise typer.BadParameter("too deep to be read; nest it less") from None
+    except ValueError as error:
+        # Also for bytes that are no UTF-8, and for numbers of more digits than Python reads.
         raise typer.BadParameter(f"not JSON: {error}") from None
+
+
+def _said(text: str) -> str:
+    if text == "-":
+        return sys.stdin.read()
+    if not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise typer.BadParameter(f"cannot read {text[1:]}: {error.strerror}") from None
+
+
+def _refuse_constant(name: str) -> float:
+    """Python's own reader takes NaN and Infinity, which are no JSON. Raises ValueError."""
+    raise ValueError(f"{name} is no JSON number")
 
 
 def labels(pairs: Sequence[str] | None) -> dict[str, str]:

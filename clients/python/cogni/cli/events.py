@@ -16,7 +16,10 @@ TEXT_MAX = 400
 
 
 def _short(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    # Sorted: protobuf keeps no order of keys, and the same event has to read the same each time.
+    text = (
+        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    )
     return text if len(text) <= TEXT_MAX else f"{text[:TEXT_MAX]}…"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -10,6 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 from google.protobuf import json_format
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from cogni.cli.arguments import JsonOption, moment
@@ -77,9 +79,28 @@ def export(
     partial = path.with_name(f"{path.name}.partial")
     if path.exists():
         raise typer.BadParameter(f"{path} exists already")
+    try:
+        count = _write_export(request, partial)
+        partial.rename(path)
+    except OSError as error:
+        raise typer.BadParameter(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+    if as_json:
+        print_object({"entries": count, "file": str(path)})
+    else:
+        console().print(f"{count} entries in {path}")
+
+
+def _write_export(request: ExportEntriesRequest, partial: Path) -> int:
+    """Write what the Ledger sends, down to the disk; returns how many entries. Raises OSError."""
     count = 0
     columns = (TextColumn("entries"), BarColumn(), MofNCompleteColumn())
-    with Client() as client, partial.open("wb") as file, Progress(*columns, transient=True) as bar:
+    # The bar is for people: a file or a pipe would only get the empty line that it leaves.
+    screen = Console(stderr=True)
+    bar = Progress(*columns, transient=True, console=screen, disable=not screen.is_terminal)
+    with Client() as client, partial.open("wb") as file, bar:
         task = bar.add_task("entries", total=None)
         for message in client.ledger.ExportEntries(request):
             file.write(message.chunk)
@@ -87,11 +108,7 @@ def export(
             bar.update(task, total=message.total_count, completed=count)
         file.flush()
         os.fsync(file.fileno())
-    partial.rename(path)
-    if as_json:
-        print_object({"entries": count, "file": str(path)})
-    else:
-        console().print(f"{count} entries in {path}")
+    return count
 
 
 def verify(

@@ -13,8 +13,8 @@ from cogni.cli.arguments import (
     LimitOption,
     RequestIdOption,
     enum_value,
+    json_message,
     json_object,
-    json_value,
     labels,
     request_id,
 )
@@ -29,7 +29,7 @@ from cogni.cli.output import (
     show_created,
     time_of,
 )
-from cogni.client import Client, to_value
+from cogni.client import Client
 from cogni.executor.v1.executor_service_pb2 import (
     CancelRunRequest,
     DeleteRunRequest,
@@ -94,6 +94,9 @@ def watch(
     Exits 3 when the run does not succeed. Stopping to watch does not stop the run.
     """
     with Client() as client:
+        # Asked plainly once: watching bridges two minutes without a server, in which a mistyped
+        # address would look like a quiet run.
+        client.executor.GetRun(GetRunRequest(run_id=run))
         _follow(client, run, after_seq, as_json)
 
 
@@ -195,7 +198,7 @@ def answer(
             request_id=request_id(given_request_id),
             run_id=run,
             interrupt_id=interrupt,
-            value=to_value(json_value(value)),
+            value=json_message(value),
         )
         show(client.executor.ResumeRun(request).run, as_json)
 

@@ -141,6 +141,8 @@ def from_rpc_error(error: grpc.RpcError) -> CogniError:
             message = (
                 f"no Cogni server answers there; is it running, is the address right? ({message})"
             )
+        if kind is LimitExceeded and "larger than max" in message:
+            message = f"the message is larger than the server or this client takes ({message})"
         return kind(message, code=code)
     reason, metadata = "", {}
     violations: list[Violation] = []

@@ -78,10 +78,19 @@ def _token_source(environment: Mapping[str, str]) -> Callable[[], str] | None:
     if text and path:
         raise SettingsError("set COGNI_TOKEN or COGNI_TOKEN_FILE, not both")
     if text:
-        return lambda: text
+        token = _checked(text, "COGNI_TOKEN")
+        return lambda: token
     if path:
-        return lambda: _read_text(Path(path))
+        return lambda: _checked(_read_text(Path(path)), f"the token file {path}")
     return None
+
+
+def _checked(token: str, where: str) -> str:
+    """The token, which must be fit for a header: gRPC would say so in the words of its core."""
+    token = token.strip()
+    if not all("!" <= character <= "~" for character in token):
+        raise SettingsError(f"{where} holds characters that no token has; copy it again")
+    return token
 
 
 def _read_text(path: Path) -> str:
@@ -89,6 +98,8 @@ def _read_text(path: Path) -> str:
         return path.read_text().strip()
     except OSError as error:
         raise SettingsError(f"cannot read the token file {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"the token file {path} is not text; name another") from None
 
 
 def _read(name: str, environment: Mapping[str, str]) -> bytes | None:

@@ -39,6 +39,8 @@ def _parse(value: Any, into: struct_pb2.Struct | struct_pb2.Value) -> None:
         json_format.ParseDict(_exact(value), into)
     except (json_format.ParseError, TypeError) as error:
         raise ValueError(f"not a JSON value: {error}") from None
+    except RecursionError:
+        raise ValueError("too deeply nested; nest it less") from None
 
 
 def _exact(value: Any) -> Any:
