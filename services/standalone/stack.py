@@ -93,8 +93,9 @@ class Stack:
         Raises StandaloneError with a sentence; then nothing is left running.
         """
         if not self.options.graphs_file.is_file():
+            there = "is no file" if self.options.graphs_file.exists() else "does not exist"
             raise StandaloneError(
-                f"{self.options.graphs_file} does not exist; name a langgraph.json with --graphs."
+                f"{self.options.graphs_file} {there}; name a langgraph.json with --graphs."
             )
         try:
             read_project(self.options.graphs_file)

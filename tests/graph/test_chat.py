@@ -109,6 +109,22 @@ async def test_a_refused_call_costs_nothing_and_a_failed_one_its_estimate(
     assert len(provider.requests) == 2, "a hidden retry is a call nobody metered"
 
 
+async def test_a_call_that_was_never_sent_costs_nothing(
+    meter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+    with metered_by(meter):
+        with pytest.raises(Exception, match="credentials"):
+            await chat_model("openai/gpt-5-mini").ainvoke("hi")
+        with pytest.raises(Exception, match="Connection"):
+            await chat_model(
+                "openai/gpt-5-mini", api_base="http://127.0.0.1:1", api_key="key"
+            ).ainvoke("hi")
+
+    assert [usage.output_tokens for usage in meter.usages.values()] == [0, 0]
+
+
 async def test_a_call_that_may_not_be_opened_is_never_sent(provider: Any, meter: Any) -> None:
     async def refuse(start: Any) -> str:
         raise RuntimeError("the budget is spent")

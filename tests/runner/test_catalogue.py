@@ -95,14 +95,18 @@ async def test_a_changed_source_is_another_revision(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "sentence"),
     [
-        ("./missing.py:graph", "which is not there"),
         ("./agent.py:nothing", "has no variable 'nothing'"),
-        ("./agent.py:number", "is a int; it must be a StateGraph"),
+        ("./agent.py:number", "is of the type int; it must be a StateGraph"),
         ("./agent.py:failing", "raised RuntimeError: no database"),
         ("./raises.py:graph", "raised ZeroDivisionError"),
         ("./exits.py:graph", "raised SystemExit"),
         ("./wrong.py:graph", "raised SyntaxError"),
         ("no.such.module:graph", "raised ModuleNotFoundError"),
+        ("./missing.py:graph", "names './missing.py', which is not there"),
+        ("./reads.py:graph", "raised FileNotFoundError"),
+        ("./:graph", "is no Python file and no module"),
+        ("/etc/passwd:graph", "is no Python file and no module"),
+        ("../agent.ts:graph", "is no Python file and no module"),
     ],
 )
 async def test_a_broken_graph_is_published_with_the_reason_and_harms_no_other(
@@ -115,6 +119,7 @@ async def test_a_broken_graph_is_published_with_the_reason_and_harms_no_other(
         raises="1 / 0",
         exits="raise SystemExit(3)",
         wrong="def",
+        reads="open('nothing.txt')",
     )
 
     broken, sound = await catalogue.published()
@@ -136,6 +141,12 @@ async def test_a_broken_graph_is_published_with_the_reason_and_harms_no_other(
         ('{"graphs": {"a": "./agent.py"}}', "'path.py:variable'"),
         ('{"graphs": {"a": "./agent.py:compiled"}, "dependencies": "."}', "list of folders"),
         ('{"graphs": {"a": "./agent.py:compiled"}, "env": "missing.env"}', "missing.env"),
+        ('{"graphs": {"a": "./agent.py:compiled"}, "env": 7}', "name of a file, or an object"),
+        ('{"graphs": {"a\\u0000b": "./agent.py:compiled"}}', "cannot be a graph's name"),
+        ('{"graphs": {"a b": "./agent.py:compiled"}}', "cannot be a graph's name"),
+        ('{"graphs": {"' + "a" * 201 + '": "./agent.py:compiled"}}', "cannot be a graph's name"),
+        ('{"graphs": {"a": "./agent\\u0000.py:compiled"}}', "'path.py:variable'"),
+        ("[" * 100_000, "too deeply nested"),
     ],
 )
 def test_a_malformed_file_says_what_to_do(tmp_path: Path, text: str, sentence: str) -> None:

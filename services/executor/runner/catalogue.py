@@ -29,6 +29,14 @@ class CatalogueError(Exception):
     """Raised when a graph cannot be run here; the text says why."""
 
 
+class _NotThere(Exception):
+    """The file that should hold the graph is missing; one that the graph itself misses is not."""
+
+
+class _NoPython(Exception):
+    """What should hold the graph cannot be imported by any name."""
+
+
 @dataclass(frozen=True)
 class _Entry:
     """A graph's variable, or why there is none."""
@@ -94,10 +102,13 @@ def _take_environment(env: Any, root: Path, path: Path) -> None:
     if isinstance(env, dict):
         pairs = {str(name): str(value) for name, value in env.items()}
     elif isinstance(env, str):
-        file = root / env
-        if not file.is_file():
-            raise ProjectError(f"{path} names the env file {env!r}, which is not there.")
-        lines = (line.strip() for line in file.read_text().splitlines())
+        try:
+            text = (root / env).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError):
+            raise ProjectError(
+                f"{path} names the env file {env!r}, which cannot be read."
+            ) from None
+        lines = (line.strip() for line in text.splitlines())
         parts = (line.partition("=") for line in lines if line and not line.startswith("#"))
         pairs = {name.strip(): value.strip().strip("\"'") for name, _, value in parts}
     else:
@@ -129,8 +140,14 @@ def _import(name: str, target: str, root: Path, revision: str) -> _Entry:
     try:
         module = _module(file, where)
         found = getattr(module, variable)
-    except FileNotFoundError:
+    except _NotThere:
         return _Entry(revision, error=f"The graph {name!r} names {where!r}, which is not there.")
+    except _NoPython:
+        return _Entry(
+            revision,
+            error=f"The graph {name!r} names {where!r}, which is no Python file and no module; "
+            "name it like './agent.py:graph' or 'package.agent:graph'.",
+        )
     except AttributeError as error:
         if not str(error).endswith(f"has no attribute {variable!r}"):
             return _Entry(revision, error=_raised(name, where, error))
@@ -149,9 +166,11 @@ def _raised(name: str, where: str, error: BaseException) -> str:
 
 def _module(file: Path, where: str) -> Any:
     if not where.endswith(".py"):
+        if not all(part.isidentifier() for part in where.split(".")):
+            raise _NoPython
         return importlib.import_module(where)
     if not file.is_file():
-        raise FileNotFoundError(where)
+        raise _NotThere
     name = f"cogni_graphs_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -177,8 +196,8 @@ async def _compiled(graph_id: str, target: Any) -> AnyGraph:
         made = made.compile()
     if not isinstance(made, Pregel):
         raise CatalogueError(
-            f"The graph {graph_id!r} is a {type(made).__name__}; it must be a StateGraph, a "
-            "compiled graph, or a function that returns one."
+            f"The graph {graph_id!r} is of the type {type(made).__name__}; it must be a StateGraph, "
+            "a compiled graph, or a function that returns one."
         )
     return made
 

@@ -1,12 +1,16 @@
 """What a langgraph.json says. Reads it without LangGraph, so that a mistake is told at once."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 _GRAPHS_MAX = 1000
+#: What StartRun takes as a graph_id: a graph of another name could never be run.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_NAME_LENGTH_MAX = 200
 
 
 class ProjectError(Exception):
@@ -26,7 +30,9 @@ class Project:
 def read_project(path: Path) -> Project:
     """Read the file. Raises ProjectError."""
     try:
-        said = json.loads(path.read_text())
+        said = json.loads(path.read_text(encoding="utf-8-sig"))
+    except RecursionError:
+        raise ProjectError(f"{path} is too deeply nested to be a langgraph.json.") from None
     except OSError as error:
         raise ProjectError(
             f"{path} cannot be read ({error.strerror}): name a langgraph.json in COGNI_GRAPHS_FILE."
@@ -41,11 +47,16 @@ def read_project(path: Path) -> Project:
         )
     targets = {name: _target(target) for name, target in graphs.items()}
     for name, target in targets.items():
-        if ":" not in target:
+        if len(name) > _NAME_LENGTH_MAX or not _NAME.fullmatch(name):
+            raise ProjectError(
+                f"{path}: {name[:_NAME_LENGTH_MAX]!r} cannot be a graph's name: letters, digits, "
+                f"'_', '.' and '-' can, at most {_NAME_LENGTH_MAX}, the first a letter or digit."
+            )
+        if ":" not in target or not target.isprintable():
             raise ProjectError(
                 f"{path}: the graph {name!r} must be given as 'path.py:variable', not {target!r}."
             )
-    return Project(targets, _dependencies(said, path), said.get("env"))
+    return Project(targets, _dependencies(said, path), _env(said, path))
 
 
 def _target(target: Any) -> str:
@@ -58,3 +69,14 @@ def _dependencies(said: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     if not isinstance(named, list):
         raise ProjectError(f'{path}: "dependencies" must be a list of folders, such as ["."].')
     return tuple(str(each) for each in named)
+
+
+def _env(said: Mapping[str, Any], path: Path) -> Any:
+    env = said.get("env")
+    if isinstance(env, str) and "\0" not in env:
+        if env and not (path.parent / env).is_file():
+            raise ProjectError(f"{path} names the env file {env!r}, which is not there.")
+        return env or None
+    if env is None or isinstance(env, dict):
+        return env
+    raise ProjectError(f'{path}: "env" must be the name of a file, or an object of variables.')

@@ -22,6 +22,12 @@ _COST_STEP = Decimal("1e-12")
 #: Statuses with which a provider says that it did not run the model, so nothing is owed.
 _REFUSED = frozenset({400, 401, 403, 404, 405, 409, 413, 415, 422, 429})
 
+#: OpenAI's SDK, which LiteLLM uses for many providers, raises it when it has no credentials.
+_NO_CLIENT = "openai.OpenAIError"
+_NO_CONNECTION = frozenset({"aiohttp.ClientConnectorError", "httpcore.ConnectError"})
+#: Wrappers that are looked through for what a failure really was.
+_CAUSES_MAX = 10
+
 
 @functools.cache
 def _litellm() -> Any:
@@ -91,10 +97,32 @@ def usage_of(reported: Any) -> Usage:
 
 
 def usage_after_failure(start: CallStart, failure: BaseException) -> Usage:
-    """What a failed call is settled with: nothing when refused, else its upper bound."""
-    if getattr(failure, "status_code", None) in _REFUSED:
+    """What a failed call is settled with: nothing when refused or never sent, else its bound."""
+    if getattr(failure, "status_code", None) in _REFUSED or _never_sent(failure):
         return NOTHING
     return estimated(start)
+
+
+def _never_sent(failure: BaseException) -> bool:
+    """Whether the call ended before its first byte: no key was there, or no connection.
+
+    LiteLLM gives such failures the status 500, as if a provider had failed at its work.
+    """
+    error: BaseException | None = failure
+    for _ in range(_CAUSES_MAX):
+        if error is None:
+            return False
+        kinds = [
+            f"{each.__module__.partition('.')[0]}.{each.__name__}" for each in type(error).mro()
+        ]
+        # The type itself: what comes of a call are its subclasses.
+        if kinds[0] == _NO_CLIENT or not _NO_CONNECTION.isdisjoint(kinds):
+            return True
+        if "httpx.HTTPError" in kinds and "httpx.ConnectError" not in kinds:
+            # It broke later than that; what lies below may be from an earlier try.
+            return False
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def estimated(start: CallStart) -> Usage:
