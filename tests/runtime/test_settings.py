@@ -204,6 +204,7 @@ def test_a_variable_and_its_file_together_are_refused(
         ("COGNI_DEFAULT_DEADLINE_SECONDS", "100", "longer than COGNI_MAX_DEADLINE_SECONDS"),
         ("COGNI_OTLP_ENDPOINT", "ftp://x", "COGNI_OTLP_ENDPOINT"),
         ("COGNI_LOG_FORMAT", "yaml", "'text' or 'json'"),
+        ("COGNI_KENNEL_LISTEN", "7401", "cannot be '7401': host:port on which"),
     ],
 )
 def test_contradictory_or_malformed_settings_are_refused(
@@ -211,6 +212,27 @@ def test_contradictory_or_malformed_settings_are_refused(
 ) -> None:
     environ[name] = value
     assert part in problems(environ)[0]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://user:hunter2@localhost/cogni",
+        "postgresql://user:hunter2@localhost:99999/cogni",
+        "postgresql://user:hunter2@localhost:0/cogni",
+        "postgresql://user:hunter2@[::1/cogni",
+        "user:hunter2@localhost",
+    ],
+)
+def test_a_url_of_no_postgresql_is_refused_without_being_repeated(
+    environ: dict[str, str], url: str
+) -> None:
+    environ["COGNI_KENNEL_DATABASE_URL"] = url
+
+    (problem,) = problems(environ)
+
+    assert problem.startswith("COGNI_KENNEL_DATABASE_URL is no URL of PostgreSQL")
+    assert "hunter2" not in problem
 
 
 def test_the_table_lists_every_variable_with_its_meaning() -> None:

@@ -196,8 +196,8 @@ async def _compiled(graph_id: str, target: Any) -> AnyGraph:
         made = made.compile()
     if not isinstance(made, Pregel):
         raise CatalogueError(
-            f"The graph {graph_id!r} is of the type {type(made).__name__}; it must be a StateGraph, "
-            "a compiled graph, or a function that returns one."
+            f"The graph {graph_id!r} is of the type {type(made).__name__}; it must be a "
+            "StateGraph, a compiled graph, or a function that returns one."
         )
     return made
 

@@ -176,6 +176,9 @@ def _sentences(
         name = f"{name}_FILE" if is_file_only(field) else name
         if problem["type"] == "missing":
             yield f"{name} is required: {field.description}"
+        elif problem["type"] == "string_pattern_mismatch" and not is_secret(field):
+            # A regular expression is no sentence; what the setting means says what to write.
+            yield f"{name} cannot be {environ.get(name, '')[:80]!r}: {field.description}"
         else:
             message = problem["msg"][:1].lower() + problem["msg"][1:]
             shown = "" if is_secret(field) else f"; it is {environ.get(name, '')[:80]!r}"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import ClassVar, Literal
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -73,6 +74,10 @@ class TelemetrySettings(SettingsGroup):
             yield "COGNI_OTLP_HEADERS_FILE is set without COGNI_OTLP_ENDPOINT: set both or none."
 
 
+#: The second is SQLAlchemy's name for the driver we use.
+_POSTGRES_SCHEMES = frozenset({"postgresql", "postgresql+asyncpg", "postgres"})
+
+
 class ServiceSettings(TelemetrySettings):
     """What every process reads. A process's own settings class adds the groups it needs.
 
@@ -104,6 +109,20 @@ class DatabaseSettings(SettingsGroup):
     database_idle_timeout_seconds: float = shared(
         5.0, "A transaction that idles longer is ended by the database.", gt=0, le=600
     )
+
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
+        # Read here, because the driver's own complaint would repeat the URL with its password.
+        try:
+            parts = urlsplit(self.database_url.get_secret_value())
+            sound = parts.scheme in _POSTGRES_SCHEMES and parts.port != 0
+        except ValueError:
+            sound = False
+        if not sound:
+            yield (
+                f"COGNI_{getattr(self, 'service', '').upper()}_DATABASE_URL is no URL of "
+                "PostgreSQL; write postgresql://user:password@host:port/database."
+            )
 
 
 class BrokerSettings(SettingsGroup):
