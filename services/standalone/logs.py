@@ -1,6 +1,7 @@
 """One log file per process, bounded in size."""
 
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import IO, Final
 
 LOG_BYTES_MAX: Final = 8 * 1024 * 1024
 TAIL_BYTES: Final = 16 * 1024
+#: [time] [PID n] [thread] [alembic.runtime.plugins] [INFO] setup plugin …
+_CHATTER: Final = re.compile(r"\[[^]]*\] \[PID \d+\] \[[^]]*\] \[(alembic|dramatiq)\.")
 
 
 @dataclass(frozen=True)
@@ -59,5 +62,8 @@ class BoundedLog:
                 lines = file.read().decode("utf-8", errors="replace").splitlines()
         except FileNotFoundError:
             return "It left no log."
-        said = [line.strip() for line in lines if line.strip()][-lines_max:]
+        written = [line.strip() for line in lines if line.strip()]
+        # What libraries say as they come and go would push the reason out of so few lines.
+        said = [line for line in written if not _CHATTER.match(line)] or written
+        said = said[-lines_max:]
         return f"Its last words: {' | '.join(said)}" if said else "It logged nothing."
