@@ -132,6 +132,16 @@ async def test_a_broken_graph_is_published_with_the_reason_and_harms_no_other(
         await catalogue.graph("g0")
 
 
+async def test_what_is_imported_is_told_before_it_begins_because_it_may_block(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        _graphs(tmp_path, "./raises.py:graph", raises="1 / 0")
+
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0] == "importing ./raises.py for the graph 'g0'"
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

@@ -137,6 +137,8 @@ def _skipped(relative: Path) -> bool:
 def _import(name: str, target: str, root: Path, revision: str) -> _Entry:
     where, _, variable = target.rpartition(":")
     file = (root / where).resolve()
+    # Before it begins: of a file that blocks, this is the last that anyone hears.
+    _log.info("importing %s for the graph %r", where, name)
     try:
         module = _module(file, where)
         found = getattr(module, variable)
