@@ -112,7 +112,7 @@ class ForeignCalls(BaseCallbackHandler):
     ) -> None:
         await provider.load()
         if failure is not None:
-            spent = provider.usage_after_failure(start, failure)
+            spent = provider.usage_after_failure(start, failure, tried_once=False)
         elif usage is None:
             spent = provider.estimated(start)
         else:

@@ -85,7 +85,7 @@ class ProviderCall:
             if self._usage is not None:
                 usage = provider.priced(start, self._usage)
         except Exception as failure:
-            usage = provider.usage_after_failure(start, failure)
+            usage = provider.usage_after_failure(start, failure, tried_once=True)
             raise
         finally:
             if self._meter and call_id:

@@ -96,9 +96,14 @@ def usage_of(reported: Any) -> Usage:
     )
 
 
-def usage_after_failure(start: CallStart, failure: BaseException) -> Usage:
-    """What a failed call is settled with: nothing when refused or never sent, else its bound."""
-    if getattr(failure, "status_code", None) in _REFUSED or _never_sent(failure):
+def usage_after_failure(start: CallStart, failure: BaseException, *, tried_once: bool) -> Usage:
+    """What a failed call is settled with: nothing when refused or never sent, else its bound.
+
+    Of a call that was tried more than once, as SDKs do, the last failure says nothing about
+    whether an earlier try was sent.
+    """
+    refused = getattr(failure, "status_code", None) in _REFUSED
+    if refused or (tried_once and _never_sent(failure)):
         return NOTHING
     return estimated(start)
 
