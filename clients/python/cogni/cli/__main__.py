@@ -89,7 +89,7 @@ def main() -> None:
         sys.exit(EXIT_REFUSED)
     except OSError as error:
         # What is left here is our own output: commands answer for the files they are given.
-        complaints.print(f"The output cannot be written: {error.strerror}.", style="red")
+        complaints.print(f"The output cannot be written: {error.strerror or error}.", style="red")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_REFUSED)
 
