@@ -6,12 +6,14 @@ import importlib
 import logging
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from multiprocessing.context import SpawnProcess
 from types import FrameType, FunctionType
 from typing import Any
@@ -32,6 +34,7 @@ Name = tuple[str, str]
 EXIT_START, EXIT_CHILD_DIED, EXIT_INTERRUPTED = 2, 1, 130
 #: Children that outlive the stop signal by more than their drain and this are killed.
 _STOP_MARGIN_SECONDS = 15.0
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def run_server(main: Main, *, listen: str, processes: int = 1, drain_seconds: float = 20.0) -> int:
@@ -74,10 +77,11 @@ def _supervise(main: Main, listen: Listen, processes: int, stop_seconds: float) 
         stop.set()
         _terminate(children)
 
-    for each in (signal.SIGTERM, signal.SIGINT):
+    for each in _STOP_SIGNALS:
         signal.signal(each, forward)
-    for child in children:
-        child.start()
+    with _stop_signals_held():
+        for child in children:
+            child.start()
     ended = multiprocessing.connection.wait([child.sentinel for child in children])
     for child in children:
         if child.sentinel in ended:
@@ -90,6 +94,22 @@ def _supervise(main: Main, listen: Listen, processes: int, stop_seconds: float) 
     _join(children, stop_seconds)
     failed = any(child.exitcode not in (0, -signal.SIGTERM) for child in children)
     return EXIT_CHILD_DIED if died_by_itself or failed else 0
+
+
+@contextmanager
+def _stop_signals_held() -> Iterator[None]:
+    """Delivers stop signals only after the block, and to its new processes when they let them in.
+
+    A signal between two starts would reach no child and never be sent again: the server ran on. A
+    child that is still importing would answer the terminal's Ctrl-C with a traceback.
+    """
+    # Its start lets the signals in again, and the first child's would start it.
+    multiprocessing.resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 
 def _report(children: list[SpawnProcess]) -> None:
@@ -140,6 +160,7 @@ def _child(portable: Main | Name, listen: Listen) -> None:
     main: Main = find(portable) if isinstance(portable, tuple) else portable
     # Ctrl-C reaches the whole process group; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
     threading.Thread(target=_stop_with_parent, name="parent-watch", daemon=True).start()
     try:
         sys.exit(_run(main, listen))

@@ -228,6 +228,18 @@ async def test_a_main_defined_in_the_program_itself_runs_in_spawned_processes(
     assert "Traceback" not in bare.log
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_stop_signal_between_the_starts_of_two_processes_stops_both(
+    start: Starter, number: signal.Signals
+) -> None:
+    # To the whole group, as a terminal and a container's stop do it.
+    early = await start(number.name, program="early_server")
+
+    assert await early.ended() == 0
+    assert "Traceback" not in early.log
+    assert "and is killed" not in early.log
+
+
 async def test_children_end_when_their_parent_was_killed(start: Starter) -> None:
     notes = await start(COGNI_PROCESSES="2")
     await notes.listening(processes=2)
