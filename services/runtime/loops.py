@@ -75,6 +75,12 @@ class Loops:
             try:
                 await loop()
                 _log.error("loop %s ended by itself; it starts again", name)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling() > 0:
+                    raise
+                # Nobody asked for it: a library let the end of its own work leak out.
+                _log.exception("loop %s failed; it starts again", name)
             except Exception:
                 _log.exception("loop %s failed; it starts again", name)
             self.states[name].failures += 1

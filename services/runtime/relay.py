@@ -95,12 +95,18 @@ class Relay:
         try:
             async with asyncio.timeout(self._limits.handler.total_seconds()), gate:
                 await self._handlers[entries[0].topic](entries)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling() > 0:
+                raise
+            # A call that the handler awaited was cancelled, not the relay.
+            return [self._failure(entry, error) for entry in entries]
         except Exception as error:
             # Whatever a handler raises means "not sent"; the row says so and is retried.
             return [self._failure(entry, error) for entry in entries]
         return []
 
-    def _failure(self, entry: Entry, error: Exception) -> Failure:
+    def _failure(self, entry: Entry, error: BaseException) -> Failure:
         reason = _describe(error)
         level = logging.ERROR if entry.attempts >= STUCK_ATTEMPTS else logging.WARNING
         _log.log(
@@ -110,7 +116,7 @@ class Relay:
         )
         return Failure(entry, self._pause(entry, error), reason)
 
-    def _pause(self, entry: Entry, error: Exception) -> timedelta:
+    def _pause(self, entry: Entry, error: BaseException) -> timedelta:
         # Spread by id, so that what failed together does not return together.
         spread = 1 + entry.id % 100 / 200
         doublings = float(2 ** min(entry.attempts - 1, 20))
@@ -137,7 +143,7 @@ class Relay:
             return
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     # Only our own refusals are known to carry nothing secret; of others the type must do.
     if isinstance(error, ServiceError):
         return f"{error.reason}: {error.message}"[:500]

@@ -206,6 +206,14 @@ async def test_a_handler_that_hangs_is_given_up(db):
     assert left.entries == 1
 
 
+async def test_a_call_cancelled_under_a_handler_is_a_failure_and_not_the_relays_end(db):
+    await owe(db, 1)
+
+    assert await Relay(db, {"greet": Recorder(1, error=asyncio.CancelledError)}).send_due() == 1
+    (left,) = await owed_now(db)
+    assert left.entries == 1
+
+
 async def test_a_kick_sends_at_once_and_a_sweep_what_was_never_kicked(db):
     greet = Recorder()
     kicked = Relay(db, {"greet": greet}, limits=RelayLimits(sweep=timedelta(hours=1)))

@@ -239,6 +239,28 @@ async def test_a_loop_that_fails_is_logged_seen_in_health_and_started_again(
     await loops.stop()
 
 
+async def test_a_loop_that_a_stray_cancellation_ended_starts_again() -> None:
+    starts, again = 0, asyncio.Event()
+
+    async def leaky() -> None:
+        nonlocal starts
+        starts += 1
+        if starts == 1:
+            # What grpc.aio raises where it awaits a call that somebody else cancelled.
+            raise asyncio.CancelledError
+        again.set()
+        await asyncio.Event().wait()
+
+    telemetry = start_telemetry(TelemetrySettings(), "test")
+    loops = Loops({"leaky": leaky}, Health(Drain()), telemetry, backoff_seconds_min=0.01)
+
+    loops.start()
+    await asyncio.wait_for(again.wait(), WAIT_SECONDS)
+
+    assert loops.states["leaky"].failures == 1
+    await asyncio.wait_for(loops.stop(), WAIT_SECONDS)
+
+
 async def test_a_loop_waiting_to_start_again_is_not_serving() -> None:
     health, failed = Health(Drain()), asyncio.Event()
 
