@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -51,6 +52,7 @@ async def test_a_caller_token_names_its_subject_tenant_and_scopes(identities: Id
         ({"exp": None}, "TOKEN_INVALID"),
         ({"exp": "tomorrow"}, "TOKEN_INVALID"),
         ({"exp": 1e400}, "TOKEN_INVALID"),
+        ({"exp": 10**400}, "TOKEN_INVALID"),
         ({"nbf": int(time.time()) + 3600}, "TOKEN_INVALID"),
         ({"iat": int(time.time()) + 3600}, "TOKEN_INVALID"),
         ({"aud": "somebody"}, "TOKEN_INVALID"),
@@ -61,6 +63,8 @@ async def test_a_caller_token_names_its_subject_tenant_and_scopes(identities: Id
         ({"sub": ""}, "TOKEN_INVALID"),
         ({"sub": "s" * 256}, "TOKEN_INVALID"),
         ({"sub": "a\x00b"}, "TOKEN_INVALID"),
+        ({"sub": "a\nb"}, "TOKEN_INVALID"),
+        ({"sub": "\ud800"}, "TOKEN_INVALID"),
         ({"sub": "service:executor"}, "TOKEN_INVALID"),
         ({"tenant": None}, "TOKEN_INVALID"),
         ({"tenant": "*"}, "TOKEN_INVALID"),
@@ -88,6 +92,15 @@ async def test_a_token_nested_past_the_stack_is_refused(identities: Identities) 
         return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
     token = ".".join((part('{"alg":"HS256"}'), part('{"a":' + "[" * 5000), "x"))
+    assert await refusal(identities.verifier("executor"), token) == "TOKEN_INVALID"
+
+
+@pytest.mark.parametrize("algorithm", [["HS256"], {}, None, 5])
+async def test_a_header_of_odd_types_is_refused(identities: Identities, algorithm: object) -> None:
+    def part(value: object) -> str:
+        return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
+
+    token = f"{part({'alg': algorithm})}.{part({'aud': 'cogni'})}.AAAA"
     assert await refusal(identities.verifier("executor"), token) == "TOKEN_INVALID"
 
 

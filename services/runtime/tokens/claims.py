@@ -24,6 +24,7 @@ SERVICE_AUDIENCE_PREFIX = "cogni:"
 
 _TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _TEXT_LENGTH_MAX = 255
+_UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 #: Subjects that name our own identities; a caller token with one would mislead an auditor.
 _RESERVED_SUBJECTS = ("service:", "run:")
 
@@ -109,7 +110,10 @@ def _tenant(claims: Mapping[str, Any]) -> str:
 
 def _text(claims: Mapping[str, Any], name: str, *, empty: bool = False) -> str:
     value = claims.get(name)
-    usable = isinstance(value, str) and len(value) <= _TEXT_LENGTH_MAX and "\x00" not in value
+    # Control characters would break lines of logs, lone surrogates fit in no column.
+    usable = (
+        isinstance(value, str) and len(value) <= _TEXT_LENGTH_MAX and _UNFIT.search(value) is None
+    )
     if not usable or not (value or empty):
         raise invalid_token(f"The token's claim {name!r} is malformed.")
     return str(value)

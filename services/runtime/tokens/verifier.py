@@ -39,6 +39,8 @@ from services.runtime.tokens.keys import (
 #: How far an identity provider's clock may differ from ours.
 CALLER_LEEWAY = timedelta(seconds=30)
 TOKEN_LENGTH_MAX = 8 * 1024
+#: The year 9999, in seconds since 1970.
+_EXPIRE_TIME_MAX = 253_402_300_799
 
 #: Verifying costs about 130 µs (HS256) to 300 µs (EdDSA) of one core, a token seen before 2 µs.
 CACHE_ENTRIES_MAX = 10_000
@@ -207,7 +209,9 @@ async def _key_for(
     source: KeySource, header: Mapping[str, Any], allowed: frozenset[str]
 ) -> tuple[Any, str]:
     algorithm, kid = header.get("alg"), header.get("kid")
-    if algorithm not in allowed or not (kid is None or isinstance(kid, str)):
+    # Read before any proof: the header's values may be of any type.
+    usable = isinstance(algorithm, str) and algorithm in allowed
+    if not usable or not (kid is None or isinstance(kid, str)):
         raise invalid_token("The token's algorithm is not allowed.")
     key = await source.find(kid, algorithm)
     if key is None:
@@ -242,6 +246,8 @@ def _decode(
         raise invalid_token("The token is not signed by a trusted key.") from None
     except (jwt.PyJWTError, ValueError, TypeError, OverflowError):
         raise invalid_token("The token is malformed.") from None
-    if not isinstance(claims["exp"], int | float):
+    expire_time = claims["exp"]
+    # datetime's own bound, which larger numbers would meet later as an error.
+    if not isinstance(expire_time, int | float) or expire_time > _EXPIRE_TIME_MAX:
         raise invalid_token("The token is malformed.")
     return claims
