@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ _SCOPE = "cogni"
 _PROPAGATOR = TraceContextTextMapPropagator()
 #: An exporter that cannot reach its collector must not hold up the end of a process for longer.
 _EXPORT_TIMEOUT_SECONDS = 5
+#: Spans and metrics that a slow collector has not taken by then are lost.
+SHUTDOWN_SECONDS_MAX = 5.0
 _METRICS_INTERVAL_MS = 30_000
 
 
@@ -79,14 +82,26 @@ def start_telemetry(
     tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
     tracers.add_span_processor(processor or _span_exporter(settings))
     if settings.otlp_endpoint is None or not settings.otlp_metrics:
-        return Telemetry(tracers.get_tracer(_SCOPE), _no_meter(), tracers, tracers.shutdown)
+        return Telemetry(
+            tracers.get_tracer(_SCOPE), _no_meter(), tracers, lambda: _bounded(tracers.shutdown)
+        )
     meters = _meter_provider(settings, resource)
 
     def shutdown() -> None:
         tracers.shutdown()
         meters.shutdown(timeout_millis=_EXPORT_TIMEOUT_SECONDS * 1000)
 
-    return Telemetry(tracers.get_tracer(_SCOPE), meters.get_meter(_SCOPE), tracers, shutdown)
+    return Telemetry(
+        tracers.get_tracer(_SCOPE), meters.get_meter(_SCOPE), tracers, lambda: _bounded(shutdown)
+    )
+
+
+def _bounded(shutdown: Callable[[], None]) -> None:
+    # The SDK waits for what an exporter retries: 14 s with a collector that refuses, 30 with one
+    # that hangs, and a process that ends so slowly is killed. The thread dies with the process.
+    ending = threading.Thread(target=shutdown, name="telemetry-shutdown", daemon=True)
+    ending.start()
+    ending.join(SHUTDOWN_SECONDS_MAX)
 
 
 def _no_meter() -> Meter:

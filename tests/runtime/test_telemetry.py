@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
@@ -144,6 +146,25 @@ def test_a_collector_gets_spans_and_metrics_over_http_with_its_headers(
         ("/api/otel/v1/traces", "Basic abc"),
         ("/api/otel/v1/metrics", "Basic abc"),
     }
+
+
+def test_a_collector_that_hangs_does_not_hold_up_the_end_of_a_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("services.runtime.telemetry.SHUTDOWN_SECONDS_MAX", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        settings = TelemetrySettings(
+            otlp_endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}", otlp_metrics=False
+        )
+        telemetry = start_telemetry(settings, "test")
+        with continued(telemetry.tracer, "work", {}):
+            pass
+        began = time.monotonic()
+
+        telemetry.shutdown()
+
+        # The SDK alone waits for five seconds at least.
+        assert time.monotonic() - began < 4
 
 
 def test_metrics_can_be_kept_from_collectors_that_take_only_traces(collector: Collector) -> None:
