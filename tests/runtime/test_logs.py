@@ -83,6 +83,8 @@ def test_tokens_are_masked_in_messages_arguments_and_tracebacks(
         ("Authorization: bearer abcdefgh12345678", "Authorization: bearer [redacted]"),
         ("Basic YWxpY2U6c2VjcmV0", "Basic [redacted]"),
         ("postgresql://me:hunter2@db:5432/x", "postgresql://me:[redacted]@db:5432/x"),
+        (f"x-session-{JWT}.", "x-session-[redacted]."),
+        (f"a.{JWT}", "a.[redacted]"),
         ("amqp://:hunter2@mq//", "amqp://:[redacted]@mq//"),
         ("http://host:8080/a@b", "http://host:8080/a@b"),
         ("The bearer is alice", "The bearer is alice"),
@@ -90,6 +92,21 @@ def test_tokens_are_masked_in_messages_arguments_and_tracebacks(
 )
 def test_what_looks_like_a_secret_is_masked_and_nothing_else(text: str, kept: str) -> None:
     assert redact(text) == kept
+
+
+def test_masking_takes_no_more_than_the_length_of_a_hostile_text() -> None:
+    # Long enough that the square of it would take minutes.
+    text = "-eyJaaaaaaaa" * 100_000
+
+    assert redact(text) == text
+
+
+def test_a_line_break_in_a_message_begins_no_record(root: logging.Logger) -> None:
+    stream = started("text")
+
+    _log.warning("no graph %s", "x\r\n12:00:00.000 ERROR   ledger: forged")
+
+    assert [line[:4] for line in stream.getvalue().splitlines()[1:]] == ["    "]
 
 
 def test_the_level_is_the_settings(root: logging.Logger) -> None:
