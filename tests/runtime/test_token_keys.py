@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import Callable
+from http.client import BadStatusLine
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from pydantic import SecretStr
 from services.runtime.errors import ErrorKind, ServiceError
 from services.runtime.settings import AuthSettings, SettingsError
 from services.runtime.tokens import FileKeys, TokenVerifier, UrlKeys, load_service_key
-from services.runtime.tokens.keys import CALLER_ALGORITHMS
+from services.runtime.tokens.keys import CALLER_ALGORITHMS, KeysError, KeySet
 from tests.plugins.identities import SECRET, Identities, pem, write_jwks
 from tests.runtime.conftest import Clock, refusal, user_claims
 
@@ -104,6 +106,15 @@ async def test_a_broken_key_file_leaves_the_keys_before_in_force(
     assert "stay in force" in caplog.text
 
 
+def test_a_key_of_odd_types_is_passed_over() -> None:
+    odd = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}
+    document = json.dumps({"keys": [{**odd, "alg": ["EdDSA"]}, {**odd, "kid": "good"}]}).encode()
+
+    assert KeySet.parse(document, CALLER_ALGORITHMS).find("good", "EdDSA")
+    with pytest.raises(KeysError):
+        KeySet.parse(b"[" * 100_000, CALLER_ALGORITHMS)
+
+
 class Jwks:
     """A key set behind a URL."""
 
@@ -157,7 +168,7 @@ async def test_keys_that_cannot_be_fetched_make_the_server_unavailable_not_open(
     assert await verifier.verify(token)
 
     # The provider is gone again, longer than the keys are fresh: the last ones stay in force.
-    published.document = OSError("unreachable")
+    published.document = BadStatusLine("a captive portal")
     clock.now += 3600
     again = jwt.encode({**user_claims(), "sub": "bob"}, key, "EdDSA", headers={"kid": "k1"})
     assert (await verifier.verify(again)).subject == "bob"
@@ -186,3 +197,27 @@ def test_unusable_keys_are_told_in_sentences_at_start(tmp_path: Path) -> None:
 def test_an_unusable_service_key_is_told_in_a_sentence(content: str | None) -> None:
     with pytest.raises(SettingsError, match="COGNI_SERVICE_KEY_FILE"):
         load_service_key(SecretStr(content) if content is not None else None)
+
+
+async def test_a_provider_that_hangs_holds_up_nobody_whose_key_is_known(tmp_path: Path) -> None:
+    key, clock, asked = Ed25519PrivateKey.generate(), Clock(0), asyncio.Event()
+    write_jwks(tmp_path / "jwks", {"k1": key})
+    published = Jwks((tmp_path / "jwks").read_bytes())
+
+    async def hang(url: str) -> bytes:
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    answers = [published, published, hang]
+    keys = UrlKeys("x", CALLER_ALGORITHMS, lambda url: answers.pop(0)(url), clock)
+    assert await keys.find("k1", "EdDSA")
+    published.document = OSError("unreachable")
+    clock.now += 3600
+    assert await keys.find("k1", "EdDSA")
+    clock.now += 10
+
+    async with asyncio.timeout(5):
+        assert await keys.find("k1", "EdDSA")
+        await asked.wait()
+        assert await keys.find("k1", "EdDSA")

@@ -8,6 +8,7 @@ import logging
 import time
 import urllib.request
 from collections.abc import Awaitable, Callable
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,7 +79,7 @@ class KeySet:
         try:
             entries = json.loads(document)["keys"]
             entries = [dict(entry) for entry in entries]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise KeysError('is not a JWKS: it must be a JSON object {"keys": […]}') from None
         if any("d" in entry for entry in entries):
             raise KeysError("holds a private key; publish the public part only")
@@ -102,7 +103,7 @@ def _usable(entry: dict[str, Any], allowed: frozenset[str]) -> jwt.PyJWK | None:
         return None
     try:
         key = jwt.PyJWK(entry)
-    except jwt.PyJWTError:
+    except (jwt.PyJWTError, TypeError, ValueError):
         return None
     if key.algorithm_name not in allowed:
         return None
@@ -173,7 +174,7 @@ class FileKeys:
 
 
 async def fetch(url: str) -> bytes:
-    """Downloads a JWKS; raises OSError when that fails."""
+    """Downloads a JWKS; raises OSError or HTTPException when that fails."""
     return await asyncio.to_thread(_fetch, url)
 
 
@@ -203,19 +204,30 @@ class UrlKeys:
         self._keys: KeySet | None = None
         self._tried: float | None = None
         self._fetched = 0.0
+        self._failing = False
+        self._retrying: asyncio.Task[None] | None = None
 
     def generation(self) -> int:
         return self._generation
 
     async def find(self, kid: str | None, algorithm: str) -> jwt.PyJWK | None:
         """Raises UNAVAILABLE when no key set could be fetched yet."""
-        if self._keys is None or self._age() > URL_FRESH_SECONDS:
+        if self._keys is None:
             await self._refresh()
+        elif self._age() > URL_FRESH_SECONDS:
+            await self._renew()
         found = self._find(kid, algorithm)
         if found is None:
             await self._refresh()
             found = self._find(kid, algorithm)
         return found
+
+    async def _renew(self) -> None:
+        if not self._failing:
+            await self._refresh()
+        elif self._retrying is None or self._retrying.done():
+            # A provider that hangs held up every caller for five seconds out of ten.
+            self._retrying = asyncio.create_task(self._refresh())
 
     def _find(self, kid: str | None, algorithm: str) -> jwt.PyJWK | None:
         if self._keys is None:
@@ -234,8 +246,10 @@ class UrlKeys:
             self._tried = now
             try:
                 self._keys = KeySet.parse(await self._fetch(self._url), self._allowed)
-            except (OSError, KeysError) as error:
+            except (OSError, HTTPException, KeysError) as error:
+                self._failing = True
                 _log.error("fetching caller keys from %s failed: %s", self._url, error)
                 return
+            self._failing = False
             self._fetched = self._monotonic()
             self._generation += 1
