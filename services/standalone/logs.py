@@ -40,7 +40,12 @@ class BoundedLog:
                 return
         except FileNotFoundError:
             return
-        shutil.copyfile(self.path, self.path.with_suffix(".log.1"))
+        older = self.path.with_suffix(".log.1")
+        try:
+            shutil.copyfile(self.path, older)
+        except OSError:
+            # A full disc, say: the stack needs its space more than the older lines.
+            older.unlink(missing_ok=True)
         os.truncate(self.path, 0)
 
     def since(self, offset: int) -> str:

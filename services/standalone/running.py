@@ -36,21 +36,20 @@ async def run_on(stack: Stack, work: Callable[[Stack], Awaitable[None]]) -> None
         if signals == 0:
             raise
     finally:
+        # Not in the body: Ctrl-C while a failed stack is being stopped would end the stopping.
+        await stack.stop()
         for number in STOP_SIGNALS:
             loop.remove_signal_handler(number)
 
 
 async def _body(stack: Stack, work: Callable[[Stack], Awaitable[None]]) -> None:
+    await stack.start()
+    tasks = [asyncio.ensure_future(stack.watch()), asyncio.ensure_future(work(stack))]
     try:
-        await stack.start()
-        tasks = [asyncio.ensure_future(stack.watch()), asyncio.ensure_future(work(stack))]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
     finally:
-        await stack.stop()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

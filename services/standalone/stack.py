@@ -92,6 +92,16 @@ class Stack:
 
         Raises StandaloneError with a sentence; then nothing is left running.
         """
+        try:
+            await self._start()
+        except OSError as error:
+            # A full disc, a file that is gone or somebody else's: nothing a traceback explains.
+            raise StandaloneError(
+                f"The stack cannot start: {error}. Put that right, or choose another directory "
+                f"with --data-dir."
+            ) from error
+
+    async def _start(self) -> None:
         if not self.options.graphs_file.is_file():
             there = "is no file" if self.options.graphs_file.exists() else "does not exist"
             raise StandaloneError(

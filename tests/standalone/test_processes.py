@@ -12,6 +12,7 @@ import pytest
 
 from services.standalone.children import Stage
 from services.standalone.errors import StandaloneError
+from services.standalone.logs import BoundedLog
 from services.standalone.processes import RestartPolicy
 
 STUBBORN = """
@@ -41,6 +42,17 @@ signal.pause()
 
 CRASHING = 'print("it broke here", flush=True); raise SystemExit(3)'
 CRASHING_WHEN_READY = 'print("ready", flush=True); raise SystemExit(3)'
+
+
+def test_a_log_that_a_full_disc_cannot_keep_is_emptied(tmp_path: Path) -> None:
+    log = BoundedLog(tmp_path / "full.log", bytes_max=10)
+    log.path.write_text("more than ten bytes")
+    # Stands where the older part would be written, as /dev/full would refuse it.
+    os.symlink("/dev/full", tmp_path / "full.log.1")
+
+    log.rotate()
+
+    assert log.path.read_text() == ""
 
 
 def ended(descriptor: int, seconds: float = 30) -> bool:

@@ -15,6 +15,7 @@ import redis.asyncio
 from services.standalone.children import Program, Stage, log_says, logs_in
 from services.standalone.errors import DataDirInUseError, PortInUseError, StandaloneError
 from services.standalone.programs import Wiring
+from services.standalone.running import run_on
 from services.standalone.stack import Stack, StackOptions
 from tests.standalone.conftest import OBEDIENT, Reports
 
@@ -140,6 +141,38 @@ async def test_a_requested_port_that_is_taken_is_refused_and_nothing_is_left(
 
     again = stack_on()
     await again.start()
+
+
+async def test_ctrl_c_while_a_failed_stack_stops_neither_cuts_that_short_nor_hides_why(
+    stack_on: Maker,
+) -> None:
+    stack = stack_on()
+
+    async def fail(_: Stack) -> None:
+        raise StandaloneError("the reason")
+
+    def interrupt(kind: str, text: str) -> None:
+        told(kind, text)
+        if told.of("stop") == [text] and kind == "stop":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    told = Reports()
+    stack.report = interrupt
+
+    with pytest.raises(StandaloneError, match="the reason"):
+        await run_on(stack, fail)
+
+    assert told.of("stop")[-1] == "postgres"
+
+
+async def test_a_file_that_is_gone_is_told_in_a_sentence(stack_on: Maker, tmp_path: Path) -> None:
+    stack = stack_on()
+    await stack.start()
+    await stack.stop()
+    (tmp_path / "data" / "postgres" / "postgres.password").unlink()
+
+    with pytest.raises(StandaloneError, match=r"cannot start.*No such file.*postgres\.password"):
+        await stack_on().start()
 
 
 @pytest.mark.parametrize(
