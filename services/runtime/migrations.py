@@ -12,6 +12,7 @@ from alembic.runtime.migration import MigrationContext, RevisionStep
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -172,6 +173,14 @@ async def _upgrade(dsn: str, schema: str, script: ScriptDirectory) -> str:
     try:
         async with engine.connect() as connection:
             return await connection.run_sync(_run_revisions, schema, script)
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != asyncpg.LockNotAvailableError.sqlstate:
+            raise
+        raise DatabaseUnusableError(
+            f"A table of the schema {schema!r} has been in use for longer than "
+            f"{_LOCK_SECONDS_MAX} seconds, so its migration was not made; look for long "
+            "transactions in pg_stat_activity, then run migrate again."
+        ) from error
     finally:
         await engine.dispose()
 

@@ -208,6 +208,24 @@ async def test_a_turn_that_never_comes_is_said(empty_database):
         await holder.close()
 
 
+async def test_a_table_in_use_is_said_and_the_next_try_goes_on(
+    packages, empty_database, monkeypatch
+):
+    monkeypatch.setattr("services.runtime.migrations._LOCK_SECONDS_MAX", 0.05)
+    steps = ("op.execute('CREATE TABLE seen (n int)')", "op.execute('DROP TABLE seen')")
+    await run(empty_database, package=package(packages, "before", *steps[:1]))
+    after = package(packages, "after", *steps)
+    reader = await asyncpg.connect(empty_database)
+    try:
+        await reader.execute("BEGIN; LOCK TABLE notes.seen IN ACCESS SHARE MODE")
+        with pytest.raises(DatabaseUnusableError, match=r"in use.*pg_stat_activity.*migrate"):
+            await run(empty_database, package=after)
+    finally:
+        await reader.close()
+
+    assert await run(empty_database, package=after) == "0002"
+
+
 async def test_a_database_that_is_away_is_said():
     url = f"postgresql://me:secret@127.0.0.1:{free_port()}/cogni"
     with pytest.raises(DatabaseUnusableError, match="cannot be reached") as unusable:
