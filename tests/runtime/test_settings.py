@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from pydantic import SecretStr
 
 from services.runtime.settings import (
     BrokerSettings,
@@ -13,6 +14,7 @@ from services.runtime.settings import (
     ServerSettings,
     ServiceSettings,
     SettingsError,
+    TelemetrySettings,
     load,
     load_or_exit,
     own,
@@ -200,9 +202,10 @@ def test_a_variable_and_its_file_together_are_refused(
     ("name", "value", "part"),
     [
         ("COGNI_TLS_CERT_FILE", "/nowhere", "belong together"),
-        ("COGNI_BROKER_URL", "kafka://x", "must begin with redis://"),
+        ("COGNI_BROKER_URL", "kafka://x", "write redis://"),
         ("COGNI_DEFAULT_DEADLINE_SECONDS", "100", "longer than COGNI_MAX_DEADLINE_SECONDS"),
         ("COGNI_OTLP_ENDPOINT", "ftp://x", "COGNI_OTLP_ENDPOINT"),
+        ("COGNI_OTLP_ENDPOINT", " http://x", "COGNI_OTLP_ENDPOINT"),
         ("COGNI_LOG_FORMAT", "yaml", "'text' or 'json'"),
         ("COGNI_KENNEL_LISTEN", "7401", "cannot be '7401': host:port on which"),
     ],
@@ -232,6 +235,33 @@ def test_a_url_of_no_postgresql_is_refused_without_being_repeated(
     (problem,) = problems(environ)
 
     assert problem.startswith("COGNI_KENNEL_DATABASE_URL is no URL of PostgreSQL")
+    assert "hunter2" not in problem
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis:hunter2@mq",
+        "redis://:hunt/er2@mq:1/0",
+        "amqp://u:hunt#er2@mq/",
+        "amqp://u:hunter2@mq:port",
+    ],
+)
+def test_a_url_of_no_broker_is_refused_without_being_repeated(url: str) -> None:
+    (problem,) = BrokerSettings(broker_url=SecretStr(url)).contradictions()
+
+    assert problem.startswith("COGNI_BROKER_URL is no URL of a broker")
+    assert "hunt" not in problem
+
+
+@pytest.mark.parametrize("line", ["x-api-key=hunter2", "Bearer hunter2", "two words: hunter2"])
+def test_a_line_that_is_no_header_is_refused_without_being_repeated(line: str) -> None:
+    headers = SecretStr(f"Authorization: Basic abc\n\n{line}\n")
+    settings = TelemetrySettings(otlp_endpoint="http://x", otlp_headers=headers)
+
+    (problem,) = settings.contradictions()
+
+    assert problem.startswith("COGNI_OTLP_HEADERS_FILE has no header in line 3")
     assert "hunter2" not in problem
 
 

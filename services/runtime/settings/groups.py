@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -52,7 +53,7 @@ class TelemetrySettings(SettingsGroup):
         None,
         "Base URL of an OTLP/HTTP collector; spans go to <url>/v1/traces, metrics to "
         "<url>/v1/metrics. Unset: nothing is exported.",
-        pattern=r"https?://.+",
+        pattern=r"^https?://\S+$",
     )
     otlp_headers: SecretStr | None = shared(
         None,
@@ -72,8 +73,23 @@ class TelemetrySettings(SettingsGroup):
         yield from super().contradictions()
         if self.otlp_headers is not None and self.otlp_endpoint is None:
             yield "COGNI_OTLP_HEADERS_FILE is set without COGNI_OTLP_ENDPOINT: set both or none."
+        if self.otlp_headers is not None:
+            lines = self.otlp_headers.get_secret_value().splitlines()
+            wrong = [n for n, line in enumerate(lines, 1) if line.strip() and not _is_header(line)]
+            if wrong:
+                # Sent as they are they would fail at each export, and be logged as header names.
+                yield (
+                    f"COGNI_OTLP_HEADERS_FILE has no header in line {wrong[0]}: write "
+                    "`name: value` in each line."
+                )
 
 
+def _is_header(line: str) -> bool:
+    """Whether the line is `name: value`, the name a token of RFC 9110 §5.6.2."""
+    return re.fullmatch(r"\s*[!#$%&'*+.^_`|~0-9A-Za-z-]+\s*:.*", line) is not None
+
+
+_BROKER_SCHEMES = frozenset({"redis", "rediss", "amqp", "amqps"})
 #: The second is SQLAlchemy's name for the driver we use.
 _POSTGRES_SCHEMES = frozenset({"postgresql", "postgresql+asyncpg", "postgres"})
 
@@ -134,11 +150,18 @@ class BrokerSettings(SettingsGroup):
 
     def contradictions(self) -> Iterator[str]:
         yield from super().contradictions()
-        scheme = self.broker_url.get_secret_value().partition("://")[0]
-        if scheme not in {"redis", "rediss", "amqp", "amqps"}:
+        # Nothing of it is repeated: without its "//" a URL begins with the password.
+        try:
+            url = self.broker_url.get_secret_value()
+            parts = urlsplit(url)
+            sound = parts.scheme in _BROKER_SCHEMES and "://" in url and parts.port != 0
+        except ValueError:
+            sound = False
+        if not sound:
             yield (
-                "COGNI_BROKER_URL must begin with redis://, rediss://, amqp:// or amqps://; "
-                f"it begins with {scheme[:16]!r}."
+                "COGNI_BROKER_URL is no URL of a broker; write "
+                "redis://:password@host:port/0 or amqp://user:password@host:port (rediss and "
+                "amqps for TLS), with %2F for / and %23 for # in the password."
             )
 
 
@@ -183,7 +206,7 @@ class AuthSettings(SettingsGroup):
     auth_jwks_url: str | None = shared(
         None,
         "URL of the JWKS with the public keys of caller tokens.",
-        pattern=r"https?://.+",
+        pattern=r"^https?://\S+$",
     )
     auth_issuer: str | None = shared(None, "The `iss` that caller tokens must carry; unset: any.")
     auth_audience: str = shared("cogni", "The `aud` that caller tokens must carry.", min_length=1)
