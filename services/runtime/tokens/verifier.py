@@ -210,8 +210,8 @@ async def _key_for(
 ) -> tuple[Any, str]:
     algorithm, kid = header.get("alg"), header.get("kid")
     # Read before any proof: the header's values may be of any type.
-    usable = isinstance(algorithm, str) and algorithm in allowed
-    if not usable or not (kid is None or isinstance(kid, str)):
+    usable = kid is None or isinstance(kid, str)
+    if not isinstance(algorithm, str) or algorithm not in allowed or not usable:
         raise invalid_token("The token's algorithm is not allowed.")
     key = await source.find(kid, algorithm)
     if key is None:
