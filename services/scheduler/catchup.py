@@ -65,7 +65,10 @@ def plan(
     firing = _Firing(spec, share, now)
     due_end = firing.due_end(position)
     kept = 1 if policy.mode is CatchUpMode.COALESCE else policy.max_count
-    startable = firing.last(DUE_MAX + kept, max(position, now - policy.window), due_end)
+    # A slot ages from when it fires: one that waited for its share of the jitter is not late.
+    oldest = now - policy.window
+    recent = firing.last(DUE_MAX + kept, max(position, oldest - spec.jitter), due_end)
+    startable = [each for each in recent if each[1] > oldest]
     starts = _starts(startable, now, policy.mode, kept)
     first = starts[0][0] if starts else due_end
     passed = firing.last(MISSED_ROWS_MAX, position, first)
@@ -99,7 +102,7 @@ def _passed(
     *,
     coalesced: bool,
 ) -> PlannedSlot:
-    in_window = time > now - policy.window
+    in_window = fire > now - policy.window
     if coalesced and in_window and policy.mode is CatchUpMode.COALESCE:
         return PlannedSlot(time, fire, SlotState.SKIPPED, SlotReason.COALESCED)
     reason = SlotReason.PAUSED if pause.covers(fire) else SlotReason.TOO_LATE

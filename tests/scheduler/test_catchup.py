@@ -120,7 +120,7 @@ def test_every_due_slot_is_dealt_with_once_and_in_order(
     assert planned.following.fire_time > now
     late_starts = [s for s in planned.slots if s.reason is SlotReason.CAUGHT_UP]
     assert len(late_starts) <= {"SKIP": 0, "COALESCE": 1, "ALL": count}[mode]
-    assert all(now - slot.scheduled_time < window for slot in late_starts)
+    assert all(now - slot.fire_time < window for slot in late_starts)
     again = plan(spec, share, planned.position_time, now, policy, Pause())
     assert again.slots == ()
 
@@ -151,3 +151,20 @@ async def test_unpausing_may_choose_another_mode_for_once(world: Any) -> None:
     started = [s for s in await world.slots(schedule) if s.state is SlotState.PENDING]
     assert 19 <= len(started) <= 30
     assert (await world.get(schedule)).catch_up_once is None
+
+
+@pytest.mark.parametrize("mode", list(CatchUpMode))
+def test_the_wait_for_its_share_of_the_jitter_does_not_age_a_slot(mode: CatchUpMode) -> None:
+    daily = Spec(CronRecurrence(("0 0 * * *",)), ELAPSED, jitter=timedelta(hours=6))
+    policy = CatchUpPolicy(mode, timedelta(hours=1), 5)
+    slot = datetime(2026, 3, 2, tzinfo=UTC)
+    fire = slot + timedelta(hours=3)
+    on_time = plan(daily, 0.5, T0, fire, policy, Pause())
+    assert [(each.scheduled_time, each.reason) for each in on_time.slots] == [
+        (slot, SlotReason.DUE)
+    ]
+    in_time = plan(daily, 0.5, T0, fire + timedelta(minutes=59), policy, Pause())
+    caught_up = mode is not CatchUpMode.SKIP
+    assert in_time.slots[0].reason is (SlotReason.CAUGHT_UP if caught_up else SlotReason.TOO_LATE)
+    too_late = plan(daily, 0.5, T0, fire + timedelta(minutes=61), policy, Pause())
+    assert too_late.slots[0].reason is SlotReason.TOO_LATE
