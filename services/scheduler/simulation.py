@@ -17,6 +17,7 @@ from services.scheduler.specs import Spec, TimeWindow
 
 # A second or two of one core.
 SIMULATED_MAX = 20_000
+_MOMENT = timedelta(microseconds=1)
 RUN_DURATION_DEFAULT = timedelta(minutes=1)
 
 
@@ -93,27 +94,33 @@ class _Player:
         """Moments at which the clock finds something due, and what it finds."""
         scenario = self._scenario
         outages = sorted(scenario.outages, key=lambda outage: outage.start_time)
-        caught_up_to: datetime | None = None
-        for found, fire in self._timed():
-            if caught_up_to is not None and found.time <= caught_up_to:
-                continue
-            outage = next((o for o in outages if o.start_time <= fire < o.end_time), None)
-            if outage is None:
-                yield fire, (PlannedSlot(found.time, fire, SlotState.PENDING, SlotReason.DUE),)
-                continue
-            back = _end_of_outage(outages, outage)
-            position = found.time - timedelta(microseconds=1)
-            planned = plan(
-                scenario.spec, scenario.share, position, back, scenario.catch_up, Pause()
-            )
-            caught_up_to = planned.position_time
-            yield back, planned.slots
+        position: datetime | None = scenario.start_time - _MOMENT
+        while position is not None:
+            start, position = position + _MOMENT, None
+            for found, fire in self._timed(start):
+                outage = next((o for o in outages if o.start_time <= fire < o.end_time), None)
+                if outage is None:
+                    yield fire, (PlannedSlot(found.time, fire, SlotState.PENDING, SlotReason.DUE),)
+                    continue
+                back = _end_of_outage(outages, outage)
+                planned = plan(
+                    scenario.spec,
+                    scenario.share,
+                    found.time - _MOMENT,
+                    back,
+                    scenario.catch_up,
+                    Pause(),
+                )
+                yield back, planned.slots
+                # On from there, not slot by slot: an outage may pass over billions of them.
+                position = planned.position_time
+                break
 
-    def _timed(self) -> Iterator[tuple[Occurrence, datetime]]:
+    def _timed(self, start: datetime) -> Iterator[tuple[Occurrence, datetime]]:
         scenario = self._scenario
         engine = Slots(scenario.spec)
         previous: Occurrence | None = None
-        for found in engine.between(scenario.start_time, scenario.end_time):
+        for found in engine.between(start, scenario.end_time):
             if previous is not None:
                 yield previous, self._fire_time(previous, found.time)
             previous = found

@@ -94,3 +94,18 @@ def test_a_simulation_is_bounded() -> None:
     with pytest.raises(ServiceError) as refused:
         simulate(replace(QUARTERLY, spec=secondly, end_time=T0 + timedelta(days=2)))
     assert refused.value.reason == "LIMIT_EXCEEDED"
+
+
+def test_an_outage_of_a_century_is_passed_over_at_once() -> None:
+    century = timedelta(days=36_500)
+    outage = TimeWindow(T0 + HOUR, T0 + century)
+    scenario = replace(
+        QUARTERLY,
+        spec=Spec(IntervalRecurrence(timedelta(seconds=1)), ELAPSED),
+        end_time=T0 + century + timedelta(seconds=10),
+        outages=(outage,),
+    )
+    played = simulate(scenario)
+    after = [slot for slot in played.slots if slot.fire_time > outage.end_time]
+    assert len(played.slots) < 5000
+    assert len(after) == 9
