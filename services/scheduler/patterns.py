@@ -109,6 +109,10 @@ class WallPattern:
                 yield midnight + timedelta(seconds=second)
             day = self.next_day(day + timedelta(days=1), last.date())
 
+    def next_wall(self, first: datetime, last: datetime) -> datetime | None:
+        """The first matching wall time from first to last, both included."""
+        return next(self.between(first, last), None)
+
     def next_day(self, day: date, last: date) -> date | None:
         """The first matching day from `day` to `last`, both included."""
         year, month, least = day.year, day.month, day.day

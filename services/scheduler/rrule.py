@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from calendar import monthrange
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from enum import StrEnum
@@ -16,6 +17,8 @@ COUNT_MAX = 10_000
 INTERVAL_MAX = 1000
 # Years without an occurrence after which COUNT takes the rule to have ended.
 _EMPTY_YEARS_MAX = 100
+# COUNT is not followed further: nobody can ask for a slot after the year 2300.
+_COUNTED_YEAR_MAX = 2310
 _WEEKDAYS = {"MO": 1, "TU": 2, "WE": 3, "TH": 4, "FR": 5, "SA": 6, "SU": 7}
 _NUMBERS = {
     "BYMONTH": (1, 12),
@@ -56,45 +59,79 @@ class Rrule:
     year_days: frozenset[int]
     weekdays: frozenset[tuple[int, int]]
     positions: tuple[int, ...]
-    times: tuple[timedelta, ...]
+    hours: tuple[int, ...]
+    minutes: tuple[int, ...]
+    seconds: tuple[int, ...]
 
     @property
     def times_per_day(self) -> int:
         """How many times a matching day has, at most."""
-        return len(self.times)
+        return len(self.hours) * len(self.minutes) * len(self.seconds)
 
     def between(self, first: datetime, last: datetime) -> Iterator[datetime]:
         """The wall times from first to last, both included, in order."""
         end = min(last, last_wall(self)) if self.count is not None else last
         for period in self._periods(first.date()):
-            walls = walls_of(self, period)
-            if walls and walls[-1] < first:
-                continue
             if self._first_day(period) > end.date():
                 return
-            yield from (wall for wall in walls if first <= wall <= end)
+            for wall in self._walls(days_of(self, period), first):
+                if wall > end:
+                    return
+                yield wall
 
-    def next_day(self, day: date, last: date) -> date | None:
-        """The first day with a wall time, from `day` to `last`."""
-        if self.count is not None:
-            last = min(last, last_wall(self).date())
-        for period in self._periods(day):
-            if self._first_day(period) > last:
-                return None
-            for wall in walls_of(self, period):
-                if wall.date() >= day:
-                    return wall.date() if wall.date() <= last else None
-        return None
+    def next_wall(self, first: datetime, last: datetime) -> datetime | None:
+        """The first wall time from first to last, both included."""
+        return next(self.between(first, last), None)
 
     def all(self) -> Iterator[datetime]:
         """Every wall time from the beginning, COUNT aside; ends when nothing comes any more."""
         year = self.start.year
         for period in self._periods(self.start.date()):
-            for wall in walls_of(self, period):
+            for wall in self._walls(tuple(self.days(period)), self.start):
                 year = wall.year
                 yield wall
-            if self._first_day(period).year > year + _EMPTY_YEARS_MAX:
+            reached = self._first_day(period).year
+            if reached > year + _EMPTY_YEARS_MAX or reached > _COUNTED_YEAR_MAX:
                 return
+
+    def _walls(self, days: tuple[date, ...], first: datetime) -> Iterator[datetime]:
+        """The wall times on a period's days, none before `first` or before the rule begins.
+
+        Places in the period are counted instead of its times: a year can have 31 million.
+        """
+        first = max(first, self.start)
+        place = bisect_left(days, first.date())
+        low = place * self.times_per_day
+        if place < len(days) and days[place] == first.date():
+            low += self._times_before(first)
+        total = len(days) * self.times_per_day
+        places: Iterable[int] = range(low, total)
+        if self.positions:
+            chosen = {n - 1 if n > 0 else total + n for n in self.positions}
+            places = sorted(place for place in chosen if low <= place < total)
+        for each in places:
+            day, time = divmod(each, self.times_per_day)
+            time, second = divmod(time, len(self.seconds))
+            hour, minute = divmod(time, len(self.minutes))
+            on = days[day]
+            yield datetime(  # noqa: DTZ001 - wall times are naive
+                on.year,
+                on.month,
+                on.day,
+                self.hours[hour],
+                self.minutes[minute],
+                self.seconds[second],
+            )
+
+    def _times_before(self, wall: datetime) -> int:
+        """How many times of a day come before a wall time's."""
+        hours = bisect_left(self.hours, wall.hour)
+        minutes = seconds = 0
+        if wall.hour in self.hours:
+            minutes = bisect_left(self.minutes, wall.minute)
+            if wall.minute in self.minutes:
+                seconds = bisect_left(self.seconds, wall.second + (wall.microsecond > 0))
+        return (hours * len(self.minutes) + minutes) * len(self.seconds) + seconds
 
     def _periods(self, day: date) -> Iterator[int]:
         """The numbers of the rule's periods from the one with `day` on; 0 is the first."""
@@ -176,14 +213,9 @@ class Rrule:
 
 
 @lru_cache(maxsize=4096)
-def walls_of(rule: Rrule, period: int) -> tuple[datetime, ...]:
-    """The wall times of one period, none before the rule begins."""
-    midnights = (datetime(day.year, day.month, day.day) for day in rule.days(period))  # noqa: DTZ001 - wall times are naive
-    walls = [midnight + time for midnight in midnights for time in rule.times]
-    if rule.positions:
-        chosen = {n - 1 if n > 0 else len(walls) + n for n in rule.positions}
-        walls = [wall for index, wall in enumerate(walls) if index in chosen]
-    return tuple(wall for wall in walls if wall >= rule.start)
+def days_of(rule: Rrule, period: int) -> tuple[date, ...]:
+    """The matching days of one period, in order."""
+    return tuple(rule.days(period))
 
 
 @lru_cache(maxsize=1024)
@@ -222,7 +254,9 @@ def parse_rrule(rule: str, start: datetime) -> Rrule:
         year_days=numbers.get("BYYEARDAY", frozenset()),
         weekdays=weekdays or frozenset((day, 0) for day in by_days["WEEKDAY"]),
         positions=tuple(sorted(numbers.get("BYSETPOS", ()))),
-        times=_times(numbers, start),
+        hours=_given(numbers, "BYHOUR", start.hour),
+        minutes=_given(numbers, "BYMINUTE", start.minute),
+        seconds=_given(numbers, "BYSECOND", start.second),
     )
 
 
@@ -313,13 +347,5 @@ def _filled_days(
     return {"BYMONTH": months, "BYMONTHDAY": month_days, "WEEKDAY": weekday}
 
 
-def _times(numbers: dict[str, frozenset[int]], start: datetime) -> tuple[timedelta, ...]:
-    def given(name: str, own: Callable[[], int]) -> list[int]:
-        return sorted(numbers.get(name) or {own()})
-
-    return tuple(
-        timedelta(hours=hour, minutes=minute, seconds=second)
-        for hour in given("BYHOUR", lambda: start.hour)
-        for minute in given("BYMINUTE", lambda: start.minute)
-        for second in given("BYSECOND", lambda: start.second)
-    )
+def _given(numbers: dict[str, frozenset[int]], name: str, own: int) -> tuple[int, ...]:
+    return tuple(sorted(numbers.get(name) or {own}))

@@ -25,6 +25,9 @@ from services.scheduler.zones import load_zone
 
 HORIZON = timedelta(days=366 * 100)
 _DAY = timedelta(days=1)
+_SECOND = timedelta(seconds=1)
+# Around a wall time: more than the widest offset and the longest gap together.
+_AROUND = timedelta(days=2)
 _WINDOW_MAX = timedelta(days=7)
 _WINDOW_SLOTS = 32
 # Excluded candidates that one search looks at before it gives the schedule up as empty.
@@ -50,8 +53,8 @@ class WallTimes(Protocol):
     def between(self, first: datetime, last: datetime) -> Iterator[datetime]:
         """The wall times from first to last, both included."""
 
-    def next_day(self, day: date, last: date) -> date | None:
-        """The first day with a wall time, from `day` to `last`."""
+    def next_wall(self, first: datetime, last: datetime) -> datetime | None:
+        """The first wall time from first to last, both included."""
 
 
 class _Source(Protocol):
@@ -180,18 +183,19 @@ class _WallSource:
 
     @property
     def spacing(self) -> timedelta:
-        return _DAY / max(1, self._times.times_per_day)
+        # Several parts may name the same second; no two slots are closer than one.
+        return max(_SECOND, _DAY / max(1, self._times.times_per_day))
 
     def between(self, start: datetime, end: datetime) -> Iterator[Occurrence]:
         width = min(_WINDOW_MAX, self.spacing)
         while start < end:
             stop = min(start + width, end)
-            found, last_wall = self._window(start, stop)
+            found = self._window(start, stop)
             yield from found
-            start = stop if found else self._skip(stop, last_wall, end)
+            start = stop if found else self._skip(stop, end)
             width = min(_WINDOW_MAX, self.spacing * _WINDOW_SLOTS, width * 2)
 
-    def _window(self, start: datetime, end: datetime) -> tuple[list[Occurrence], datetime]:
+    def _window(self, start: datetime, end: datetime) -> list[Occurrence]:
         least, greatest = offsets_around(start, end, self._zone)
         first = start.replace(tzinfo=None) + least
         last = end.replace(tzinfo=None) + greatest
@@ -201,19 +205,21 @@ class _WallSource:
                 # A time that is really on the clock wins over one that was moved onto it.
                 if start <= instant < end and found.get(instant) is not DstEffect.NONE:
                     found[instant] = effect
-        return [Occurrence(time, found[time]) for time in sorted(found)], last
+        return [Occurrence(time, found[time]) for time in sorted(found)]
 
-    def _skip(self, start: datetime, last_wall: datetime, end: datetime) -> datetime:
-        """Where to go on after an empty window: two days before the next matching day.
+    def _skip(self, start: datetime, end: datetime) -> datetime:
+        """Where to go on after an empty window: the earliest instant the next wall time may have.
 
-        The search looks back two days as well, since a wall time near the window's end may map
-        behind it when a clock change is near.
+        To the moment: a walk towards a dense day costs thousands of empty windows.
         """
-        limit = min(end + 2 * _DAY, _END_OF_TIME).date()
-        day = self._times.next_day((last_wall - 2 * _DAY).date(), limit)
-        if day is None:
+        least, _ = offsets_around(start, start + _AROUND, self._zone)
+        limit = min(end + _AROUND, _END_OF_TIME).replace(tzinfo=None)
+        wall = self._times.next_wall(start.replace(tzinfo=None) + least, limit)
+        if wall is None:
             return end
-        return max(start, datetime(day.year, day.month, day.day, tzinfo=UTC) - 2 * _DAY)
+        near = wall.replace(tzinfo=UTC)
+        _, greatest = offsets_around(near - _AROUND, near + _AROUND, self._zone)
+        return max(start, near - greatest)
 
 
 class _Union:
@@ -230,9 +236,9 @@ class _Union:
         for part in self._parts:
             yield from part.between(first, last)
 
-    def next_day(self, day: date, last: date) -> date | None:
-        days = [found for part in self._parts if (found := part.next_day(day, last)) is not None]
-        return min(days, default=None)
+    def next_wall(self, first: datetime, last: datetime) -> datetime | None:
+        found = (part.next_wall(first, last) for part in self._parts)
+        return min((wall for wall in found if wall is not None), default=None)
 
 
 class _Excluder:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
@@ -17,6 +19,11 @@ from services.scheduler.specs import RruleRecurrence, Spec
 from services.scheduler.wall import ONCE_A_DAY
 
 START = datetime(2024, 1, 31, 9, 30)  # noqa: DTZ001 - a wall time
+
+EVERY_SECOND = ";".join(
+    f"{name}={','.join(map(str, range(count)))}"
+    for name, count in (("BYHOUR", 24), ("BYMINUTE", 60), ("BYSECOND", 60))
+)
 
 
 def _joined(values: Any) -> str:
@@ -88,19 +95,38 @@ def test_count_ends_a_rule_as_dateutil_does(rule: str, count: int) -> None:
     assert ours == [wall for wall in theirs if wall <= last]
 
 
-@given(rule=rules(), days=st.integers(-50, 2000))
+@given(rule=rules(), count=st.integers(1, 40), seconds=st.integers(-86_400, 200 * 86_400))
 @settings(max_examples=50, deadline=None)
-def test_the_next_day_is_the_first_with_a_time(rule: str, days: int) -> None:
-    parsed = parse_rrule(rule, START)
-    day = (START + timedelta(days=days)).date()
-    last = day + timedelta(days=800)
-    found = parsed.next_day(day, last)
-    walls = parsed.between(
-        datetime(day.year, day.month, day.day),  # noqa: DTZ001 - a wall time
-        datetime(last.year, last.month, last.day, 23, 59, 59),  # noqa: DTZ001 - a wall time
-    )
-    first = next(walls, None)
-    assert found == (first.date() if first else None)
+def test_a_search_from_within_a_period_finds_what_a_walk_finds(
+    rule: str, count: int, seconds: int
+) -> None:
+    dense = f"{rule};BYHOUR=0,9,23;BYSECOND=0,31" if "BYHOUR" not in rule else rule
+    first = START + timedelta(seconds=seconds, microseconds=1)
+    theirs = rrulestr(dense, dtstart=START).xafter(first, count=count, inc=True)
+    last = first + timedelta(days=5000)
+    ours = islice(parse_rrule(dense, START).between(first, last), count)
+    assert list(ours) == [wall for wall in theirs if wall <= last]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        f"FREQ=YEARLY;BYDAY=MO,TU,WE,TH,FR,SA,SU;{EVERY_SECOND}",
+        f"FREQ=YEARLY;BYMONTH=1;BYDAY=MO,TH;BYSETPOS=-1;{EVERY_SECOND}",
+        "FREQ=DAILY;BYMONTH=2;BYMONTHDAY=29;COUNT=10000",
+    ],
+)
+def test_a_dense_or_endless_rule_costs_little_time_and_memory(rule: str) -> None:
+    begun = time.process_time()
+    tracemalloc.start()
+    found = Slots(
+        Spec(RruleRecurrence(rule), ONCE_A_DAY, start_time=START.replace(tzinfo=UTC))
+    ).after(datetime(2026, 1, 1, tzinfo=UTC))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found is not None
+    assert peak < 20_000_000
+    assert time.process_time() - begun < 10
 
 
 def test_slots_of_a_rule_follow_the_zone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 from functools import cache
 
@@ -285,3 +286,20 @@ def test_the_jitter_of_a_schedule_is_fixed_spread_and_ends_before_the_next_slot(
 
 def test_a_policy_is_a_value() -> None:
     assert DstPolicy(GapPolicy.SKIP, FoldPolicy.BOTH) == ELAPSED
+
+
+@pytest.mark.parametrize("hour", [IntRange(0, 23), IntRange(12, 12)])
+def test_the_walk_to_a_dense_day_costs_little(hour: IntRange) -> None:
+    rule = CalendarRule(
+        months=(IntRange(2, 2),),
+        days_of_month=(IntRange(29, 29),),
+        hours=(hour,),
+        minutes=(IntRange(0, 59),),
+        seconds=(IntRange(0, 59),),
+    )
+    spec = Spec(CalendarRecurrence((rule,) * 50), ONCE_A_DAY, "Europe/Berlin")
+    begun = time.process_time()
+    found = Slots(spec).after(datetime(2026, 1, 1, tzinfo=UTC))
+    assert found is not None
+    assert found.time == datetime(2028, 2, 28, 23, tzinfo=UTC) + timedelta(hours=hour.start)
+    assert time.process_time() - begun < 5
