@@ -10,6 +10,7 @@ from functools import lru_cache
 
 ALL_MONTHS = frozenset(range(1, 13))
 LAST_YEAR = 9000
+_SIXTY = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,14 @@ def _weekday_matches(
     return not weekdays.isdisjoint(((weekday, 0), (weekday, from_start), (weekday, from_end)))
 
 
+@lru_cache(maxsize=4096)
+def _run_end(numbers: tuple[int, ...], number: int) -> int:
+    """The first number after `number` that is missing."""
+    while number in numbers:
+        number += 1
+    return number
+
+
 @dataclass(frozen=True, slots=True)
 class WallPattern:
     """Matching days, and the times at which each of them matches."""
@@ -97,6 +106,18 @@ class WallPattern:
             and wall.second in self.seconds
             and self.days.matches(wall.date())
         )
+
+    def run_end(self, wall: datetime) -> datetime:
+        """An end, in its day, of the matching times around a matching wall time.
+
+        Whole hours, else whole minutes, are passed over at once; a run of seconds is not.
+        """
+        if len(self.seconds) < _SIXTY:
+            return wall
+        hour = wall.replace(minute=0, second=0, microsecond=0)
+        if len(self.minutes) < _SIXTY:
+            return hour + timedelta(minutes=_run_end(self.minutes, wall.minute))
+        return hour + timedelta(hours=_run_end(self.hours, wall.hour) - wall.hour)
 
     def between(self, first: datetime, last: datetime) -> Iterator[datetime]:
         """The matching wall times from first to last, both included, in order."""

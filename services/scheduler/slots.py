@@ -10,6 +10,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Protocol
 from zoneinfo import ZoneInfo
 
+from services.runtime.errors import ServiceError, limit
 from services.scheduler.cron import parse_cron
 from services.scheduler.patterns import WallPattern
 from services.scheduler.rrule import RruleError, parse_rrule
@@ -30,8 +31,10 @@ _SECOND = timedelta(seconds=1)
 _AROUND = timedelta(days=2)
 _WINDOW_MAX = timedelta(days=7)
 _WINDOW_SLOTS = 32
-# Excluded candidates that one search looks at before it gives the schedule up as empty.
-_EXCLUDED_MAX = 200_000
+# How often exclusions are looked at for one slot before the schedule is given up as empty, and
+# for all the slots of one search: a second, and a few.
+_GAP_CHECKS_MAX = 50_000
+_CHECKS_MAX = 200_000
 _END_OF_TIME = datetime(9000, 1, 1, tzinfo=UTC)
 
 
@@ -80,18 +83,25 @@ class Slots:
         return self._zone
 
     def between(self, start: datetime, end: datetime) -> Iterator[Occurrence]:
-        """The slots in [start, end), in order, lazily."""
+        """The slots in [start, end), in order, lazily.
+
+        Ends early where exclusions remove so much that the search for one more slot gives up,
+        and raises LIMIT_EXCEEDED when all of the search would take too long.
+        """
         low, high = self._bounded(start, end)
-        excluded = 0
+        checks, last = 0, 0
         while low < high:
             for found in self._source.between(low, high):
+                checks += len(self._exclusions)
                 until = self._excluded_until(found.time)
                 if until is None:
+                    last = checks
                     yield found
                     continue
-                excluded += 1
-                if excluded > _EXCLUDED_MAX:
+                if checks - last > _GAP_CHECKS_MAX:
                     return
+                if checks > _CHECKS_MAX:
+                    raise _too_much_excluded()
                 if until > found.time + self._source.spacing:
                     low = until
                     break
@@ -155,6 +165,14 @@ def fire_time(slot: datetime, following: datetime | None, spec: Spec, share: flo
     """When a slot fires: nominal time and the share of the jitter, before the next slot."""
     room = spec.jitter if following is None else min(spec.jitter, following - slot)
     return slot + timedelta(seconds=int(room.total_seconds() * share))
+
+
+def _too_much_excluded() -> ServiceError:
+    return limit(
+        "spec.exclusions",
+        f"one search looks at exclusions at most {_CHECKS_MAX} times; choose a shorter span, or "
+        "say in the recurrence what the exclusions leave.",
+    )
 
 
 class _IntervalSource:
@@ -258,7 +276,13 @@ class _Excluder:
         if not self._pattern.matches(wall):
             return None
         if not self._whole_days:
-            return instant
+            # A clock change would tear the run apart; around one, slots are judged one by one.
+            until = instant + (self._pattern.run_end(wall) - wall)
+            straight = (
+                until.astimezone(self._zone).utcoffset()
+                == instant.astimezone(self._zone).utcoffset()
+            )
+            return until if straight else instant
         return self._next_midnight(wall.date() + _DAY)
 
     def _next_midnight(self, day: date) -> datetime:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.scheduler.slots import Slots, fire_time, jitter_share
+from services.runtime.errors import ServiceError
+from services.scheduler.slots import Slots, _Excluder, fire_time, jitter_share
 from services.scheduler.specs import (
     CalendarRecurrence,
     CalendarRule,
@@ -303,3 +304,39 @@ def test_the_walk_to_a_dense_day_costs_little(hour: IntRange) -> None:
     assert found is not None
     assert found.time == datetime(2028, 2, 28, 23, tzinfo=UTC) + timedelta(hours=hour.start)
     assert time.process_time() - begun < 5
+
+
+def _without(rule: CalendarRule, every: timedelta, times: int = 1) -> Slots:
+    anchor = datetime(2026, 1, 1, tzinfo=UTC)
+    exclusions = (Exclusion(rule=rule),) * times
+    return Slots(Spec(IntervalRecurrence(every, anchor), ELAPSED, exclusions=exclusions))
+
+
+def test_a_search_through_many_exclusions_finds_what_single_steps_find() -> None:
+    hourly = _without(CalendarRule(minutes=(IntRange(0, 58),)), timedelta(seconds=20))
+    week = list(hourly.between(datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC)))
+    assert len(week) == 31 * 24 * 3
+    assert hourly.last(2, week[0].time, week[-1].time) == week[-3:-1]
+    assert hourly.after(week[-1].time).time == datetime(2026, 2, 1, 0, 59, tzinfo=UTC)
+
+
+def test_exclusions_of_everything_end_a_search_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[datetime] = []
+    look = _Excluder.until
+    monkeypatch.setattr(_Excluder, "until", lambda self, at: looks.append(at) or look(self, at))
+    monkeypatch.setattr("services.scheduler.slots._GAP_CHECKS_MAX", 1000)
+    everything = CalendarRule(hours=(IntRange(0, 23),), seconds=(IntRange(0, 58),))
+    slots = _without(everything, timedelta(minutes=1), 100)
+    assert slots.after(datetime(2026, 1, 1, tzinfo=UTC)) is None
+    assert len(looks) <= 1100
+
+
+def test_a_search_that_exclusions_make_too_long_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("services.scheduler.slots._CHECKS_MAX", 5000)
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    sparse = _without(CalendarRule(seconds=(IntRange(1, 59),)), timedelta(seconds=1), 10)
+    with pytest.raises(ServiceError, match="looks at exclusions") as refused:
+        list(sparse.between(start, start + timedelta(days=30)))
+    assert refused.value.reason == "LIMIT_EXCEEDED"

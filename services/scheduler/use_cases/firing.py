@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.runtime.database import Database
+from services.runtime.errors import ServiceError
 from services.runtime.listen import notify
 from services.scheduler.catchup import Pause, Plan, PlannedSlot, plan
 from services.scheduler.overlap import Decision, OverlapView, decide
@@ -125,7 +126,7 @@ def _pausing_broken(schedule: Schedule, batch: _Batch) -> Iterator[None]:
     """Pauses a schedule whose spec can no longer be read, so that it holds nobody else back."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, ServiceError) as error:
         _log.error("schedule %s cannot be computed: %s", schedule.schedule_id, error)
         note = f"The spec can no longer be read: {error}. Update it, then unpause."
         batch.stopped.append(
