@@ -98,16 +98,16 @@ class Book:
         amount, remainder = round_to_minor(price.exact, asset)
         if amount > MINOR_MAX:
             raise UnitRejectedError("kind", f"costs more than the Ledger can keep in {asset.code}")
-        for replaced in self._replaced(unit):
+        replaced = self._replaced(unit)
+        for entry in replaced:
             self.give_back(
-                replaced,
-                replaced.amount,
+                entry,
+                entry.amount,
                 key=unit.key,
                 description=f"replaced by {unit.key.source_reference}",
             )
         self._carry(unit.key.tenant_id, asset, remainder)
-        if position.budget is not None:
-            position.budget.spend(amount)
+        self._count(position, amount, replaced)
         paid = self._payable(unit, position, amount)
         charge = self._charge_draft(unit, price, EntryKind.CHARGE, unit.account_id, asset, paid)
         charge.unit, charge.price = unit.facts(), self._price_facts(price, amount, remainder, asset)
@@ -131,9 +131,6 @@ class Book:
         payer = self.positions.get((entry.tenant_id, entry.credit_account_id))
         if payer is not None:
             self._check_can_pay(payer.account, amount)
-        spender = self.positions.get((entry.tenant_id, entry.debit_account_id))
-        if spender is not None and spender.budget is not None and entry.kind is EntryKind.CHARGE:
-            spender.budget.spend(-amount)
         if isinstance(entry, Entry):
             place = (entry.tenant_id, entry.sequence)
             self._given_back[place] = self._given_back.get(place, 0) + amount
@@ -169,7 +166,11 @@ class Book:
                 f"Of entry {entry.sequence} only {text} {entry.asset.code} is left to give back.",
                 metadata={"sequence": str(entry.sequence), "left": text},
             )
-        return self.give_back(entry, amount, key=command.key, description=command.description)
+        correction = self.give_back(entry, amount, key=command.key, description=command.description)
+        spender = self.positions.get((entry.tenant_id, entry.debit_account_id))
+        if spender is not None and spender.budget is not None and entry.kind is EntryKind.CHARGE:
+            spender.budget.spend(-amount)
+        return correction
 
     def check_budget(self, position: Position, amount: int) -> None:
         """Raise BUDGET_EXHAUSTED when setting aside `amount` more would pass the budget."""
@@ -185,6 +186,21 @@ class Book:
                 "it or wait for the next, then use a new request_id.",
                 metadata={"account_id": budget.account_id, "left": text},
             )
+
+    def _count(self, position: Position, amount: int, replaced: list[Draft | Entry]) -> None:
+        """Count a charge towards its account's budget, less what it replaces.
+
+        In one step, since nothing is counted below zero: what is replaced may have been counted
+        in the period before. The charge, which names the account, comes before its overrun.
+        """
+        given_back = sum(entry.amount for entry in replaced)
+        if replaced and replaced[0].debit_account_id != position.account.account_id:
+            payer = self.positions.get((replaced[0].tenant_id, replaced[0].debit_account_id))
+            if payer is not None and payer.budget is not None:
+                payer.budget.spend(-given_back)
+            given_back = 0
+        if position.budget is not None:
+            position.budget.spend(amount - given_back)
 
     def _replaced(self, unit: UsageUnit) -> list[Draft | Entry]:
         """Return the entries that a correcting unit gives back, none for others."""

@@ -215,3 +215,33 @@ async def test_a_cursor_of_another_tenant_is_refused(ledger: Ledger) -> None:
     refusal = await refused(ledger.stub().WatchBudgets(pb.WatchBudgetsRequest(cursor=news.cursor)))
 
     assert refusal.reason == "CURSOR_INVALID"
+
+
+async def test_a_corrected_unit_counts_once_even_where_it_went_past_the_limit(
+    ledger: Ledger,
+) -> None:
+    account_id = await ledger.account("3")
+    await ledger.stub().SetBudget(setting(account_id, "100"))
+    estimate = unit(account_id, "10")
+    await record(ledger.executor(), estimate)
+    exact = unit(account_id, "9", corrects_source_reference=estimate.source_reference)
+
+    await record(ledger.executor(), exact)
+
+    after = await ledger.stub().GetBudget(pb.GetBudgetRequest(account_id=account_id))
+    assert after.budget.spent.value == "9"
+
+
+async def test_an_estimate_of_the_last_period_makes_way_for_the_exact_cost(ledger: Ledger) -> None:
+    account_id = await ledger.account("100")
+    await ledger.stub().SetBudget(setting(account_id, "100"))
+    estimate = unit(account_id, "10")
+    await record(ledger.executor(), estimate)
+    async with ledger.database.raw_tenant("acme") as tx:
+        await tx.execute("UPDATE budgets SET period_start_time = '2020-01-01'")
+    exact = unit(account_id, "12", corrects_source_reference=estimate.source_reference)
+
+    await record(ledger.executor(), exact)
+
+    after = await ledger.stub().GetBudget(pb.GetBudgetRequest(account_id=account_id))
+    assert after.budget.spent.value == "2"
