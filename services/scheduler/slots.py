@@ -119,11 +119,21 @@ class Slots:
         return found[0] if found else None
 
     def last(self, count: int, start: datetime, end: datetime) -> list[Occurrence]:
-        """The last `count` slots in [start, end), in order, in memory bounded by `count`."""
-        width = self._source.spacing * count * 2
+        """The last `count` slots in [start, end), in order, in memory bounded by `count`.
+
+        Fewer, the latest ones, where exclusions make the search for more too long.
+        """
+        found: deque[Occurrence] = deque()
+        width = self._source.spacing * _WINDOW_SLOTS
         while True:
             low = max(start, end - width)
-            found = deque(self.between(low, end), maxlen=count)
+            try:
+                found = deque(self.between(low, end), maxlen=count)
+            except ServiceError:
+                # The clock must not be held back by history; without any slot it must not go on.
+                if not found:
+                    raise
+                return list(found)
             if len(found) == count or low <= start:
                 return list(found)
             width *= 4

@@ -340,3 +340,6 @@ def test_a_search_that_exclusions_make_too_long_is_refused(
     with pytest.raises(ServiceError, match="looks at exclusions") as refused:
         list(sparse.between(start, start + timedelta(days=30)))
     assert refused.value.reason == "LIMIT_EXCEEDED"
+    latest = sparse.last(1000, start, start + timedelta(days=30))
+    assert latest[-1].time == start + timedelta(days=30) - timedelta(minutes=1)
+    assert 1 <= len(latest) < 1000
