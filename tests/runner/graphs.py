@@ -15,9 +15,10 @@ from langchain_core.tools import ToolException
 from langchain_core.tools import tool as langchain_tool
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
-from langgraph.types import RetryPolicy, interrupt
+from langgraph.types import RetryPolicy, Send, interrupt
 
-from cogni.graph import chat_model, credential, http_request, invocation_id, mcp_tools, tool
+from cogni.graph import chat_model, credential, http_request, invocation_id, mcp_tools, portal, tool
+from cogni.graph.metering import current_meter
 
 #: Counts what nodes and tools did, and lets tests hold them back.
 HAPPENED: Counter[str] = Counter()
@@ -373,4 +374,20 @@ def looping() -> StateGraph:
     graph.add_node("forever", forever)
     graph.add_edge(START, "forever")
     graph.add_edge("forever", "forever")
+    return graph
+
+
+def looks_up(state: Words) -> Words:
+    """Block a thread until the loop has done what takes it a thread, as LiteLLM does."""
+    meter = current_meter()
+    assert meter is not None
+    return {"words": [portal.call(asyncio.to_thread(str, "found"), meter.loop)]}
+
+
+def crowding() -> StateGraph:
+    """More blocking nodes at once than there are threads for anything."""
+    graph = StateGraph(Words)
+    graph.add_node("looks_up", looks_up)
+    graph.add_conditional_edges(START, lambda state: [Send("looks_up", state)] * 80, ["looks_up"])
+    graph.add_edge("looks_up", END)
     return graph

@@ -117,7 +117,7 @@ class Running:
 def catalogue_names(source: str) -> list[str]:
     """The graphs that a module of this kind defines."""
     made = re.findall(r"^(\w+) = (?:_chain|_agent)\(", source, re.MULTILINE)
-    return [*made, "looping", "ticketing", "confiding"]
+    return [*made, "looping", "ticketing", "confiding", "crowding"]
 
 
 def write_project(folder: Path) -> Path:

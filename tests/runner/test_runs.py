@@ -314,3 +314,13 @@ async def _one_attempt_left(run_id: str) -> None:
             await asyncio.sleep(0)
             return
         await asyncio.sleep(0.01)
+
+
+async def test_blocking_nodes_leave_threads_for_what_they_wait_for(
+    fleet: Fleet, catalogue: Catalogue
+) -> None:
+    run_id = await fleet.start("crowding", input={"words": []})
+    async with running(fleet, catalogue) as runner:
+        run = await runner.finished(run_id)
+
+    assert run.output == {"words": ["found"] * 80}

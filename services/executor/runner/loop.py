@@ -13,6 +13,7 @@ from services.executor.runner.attempt import Attempt, Workshop
 from services.executor.runner.ending import Finished, end
 from services.executor.runner.lease_keeper import LeaseKeeper
 from services.executor.runner.stopping import stopped_by
+from services.executor.runner.threads import LoopThreads
 from services.executor.runs import RunError, RunState
 from services.executor.store import controls, events, leases
 from services.executor.store.events import CONTROLS_CHANNEL, Connection
@@ -45,6 +46,8 @@ class LoopSettings:
     probation: timedelta
     #: How long runs may go on when the process shall end, before they are handed over.
     drain: timedelta
+    #: How many blocking nodes, tools and models work at once; the others wait their turn.
+    graph_threads: int = 64
 
 
 class Loop:
@@ -82,6 +85,7 @@ class Loop:
 
     async def run(self) -> None:
         """Carry runs until drained."""
+        self._loop.set_default_executor(LoopThreads(self._settings.graph_threads))
         self._keeper.start()
         background = [
             asyncio.create_task(self._tick()),

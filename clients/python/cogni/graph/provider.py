@@ -7,6 +7,7 @@ import functools
 import importlib
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -40,8 +41,16 @@ def _litellm() -> Any:
 
 
 async def load() -> None:
-    """Import LiteLLM off the loop, so that other runs of the process go on."""
-    await asyncio.to_thread(_litellm)
+    """Import LiteLLM off the loop, so that other runs of the process go on.
+
+    In a thread of its own: the loop's may all be taken by what waits for this.
+    """
+    if _litellm.cache_info().currsize == 0:
+        thread = ThreadPoolExecutor(1)
+        try:
+            await asyncio.get_running_loop().run_in_executor(thread, _litellm)
+        finally:
+            thread.shutdown(wait=False)
 
 
 async def complete(request: Mapping[str, Any]) -> Any:
