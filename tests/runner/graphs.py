@@ -13,6 +13,7 @@ from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.tools import ToolException
 from langchain_core.tools import tool as langchain_tool
+from langgraph.func import entrypoint
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 from langgraph.types import RetryPolicy, Send, interrupt
@@ -391,3 +392,54 @@ def crowding() -> StateGraph:
     graph.add_conditional_edges(START, lambda state: [Send("looks_up", state)] * 80, ["looks_up"])
     graph.add_edge("looks_up", END)
     return graph
+
+
+def _gated(**breakpoints: Any) -> Any:
+    graph = StateGraph(Words)
+    graph.add_sequence([first, second])
+    graph.add_edge(START, "first")
+    return graph.compile(**breakpoints)
+
+
+def gated_before() -> Any:
+    """Asks before its second node."""
+    return _gated(interrupt_before=["second"])
+
+
+def gated_after() -> Any:
+    """Asks after its first node."""
+    return _gated(interrupt_after=["first"])
+
+
+def gated_within() -> StateGraph:
+    """Asks before each node of a subgraph."""
+    graph = StateGraph(Words)
+    graph.add_node("within", _gated(interrupt_before=["first", "second"]))
+    graph.add_edge(START, "within")
+    return graph
+
+
+AWKWARD = {"half": "a\ud800b", "nan": float("nan"), "large": "x" * 3_000_000, "nul": "a\0b"}
+
+
+def awkward_raise(state: Words) -> Words:
+    raise ValueError(AWKWARD[state["words"][0]])
+
+
+def awkward_ask(state: Words) -> Words:
+    return {"words": [interrupt({"question": AWKWARD[state["words"][0]]})]}
+
+
+def awkward_say(state: Words) -> Words:
+    return {"words": [AWKWARD[state["words"][0]]]}
+
+
+raising_awkwardly = _chain(awkward_raise)
+asking_awkwardly = _chain(awkward_ask)
+saying_awkwardly = _chain(awkward_say)
+
+
+@entrypoint()
+async def counting(given: dict[str, Any]) -> int:
+    """A graph of the functional API, which returns what it likes."""
+    return 42

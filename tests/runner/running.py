@@ -117,7 +117,8 @@ class Running:
 def catalogue_names(source: str) -> list[str]:
     """The graphs that a module of this kind defines."""
     made = re.findall(r"^(\w+) = (?:_chain|_agent)\(", source, re.MULTILINE)
-    return [*made, "looping", "ticketing", "confiding", "crowding"]
+    others = ["looping", "ticketing", "confiding", "crowding", "counting"]
+    return [*made, *others, "gated_before", "gated_after", "gated_within"]
 
 
 def write_project(folder: Path) -> Path:

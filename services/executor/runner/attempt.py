@@ -34,7 +34,7 @@ from services.executor.runner.narration import MODES, Narrator
 from services.executor.runner.opening import effect_of_pinned, granted_tool
 from services.executor.runner.purse import Purse
 from services.executor.runner.redacting import Redactions
-from services.executor.runner.rendering import json_of
+from services.executor.runner.rendering import bounded, json_of, text_of
 from services.executor.runner.resuming import Start, questions_of, take_up
 from services.executor.runner.run_hold import RunHold
 from services.executor.runner.saver import Saver
@@ -54,6 +54,8 @@ _tracer = trace.get_tracer("cogni.runner")
 
 #: How long a cancelled graph may take to let go; what it does after that goes nowhere.
 _STOP_SECONDS_MAX = 5.0
+#: A larger output is told by its size: GetRun's answer, which has the input too, may have 4 MiB.
+_OUTPUT_BYTES_MAX = 2 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,9 @@ class Attempt:
 
     def _failed(self, reason: str, message: str, failure: BaseException | None = None) -> Finished:
         kind = type(failure).__name__ if failure is not None else ""
-        error = RunError(reason, message, node=self._narrator.failed_node, type=kind)
+        # PostgreSQL keeps no text with a NUL in it, and a run must be able to end.
+        storable = text_of(message).replace("\0", "\N{REPLACEMENT CHARACTER}")
+        error = RunError(reason, storable, node=self._narrator.failed_node, type=kind)
         return Finished(RunState.FAILED, error=error)
 
     async def _carry_graph(self) -> Ending:
@@ -322,15 +326,16 @@ class Attempt:
 
     async def _conclude(self, graph: AnyGraph, config: RunnableConfig) -> Ending:
         output = self._narrator.output
-        # A graph that asked nothing and has no breakpoints has come to its end.
+        # A graph that asked nothing, has no breakpoints and left no node at work, as it does that
+        # stops at a breakpoint within a subgraph, has come to its end.
         may_wait = graph.interrupt_before_nodes or graph.interrupt_after_nodes
-        if output is None or self._narrator.interrupts or may_wait:
+        if output is None or self._narrator.interrupts or self._narrator.at_work or may_wait:
             state = await graph.aget_state(config)
-            if questions := questions_of(state, self._scrubber):
+            if questions := await questions_of(graph, state, self._scrubber):
                 return Waiting(questions)
             output = state.values if output is None else output
         shown = self._narrator.redactions.value(self._scrubber.value(json_of(output)))
-        return Finished(RunState.SUCCEEDED, shown)
+        return Finished(RunState.SUCCEEDED, bounded(shown, _OUTPUT_BYTES_MAX))
 
 
 class _HandOver(Exception):

@@ -1,7 +1,7 @@
 """Tells what LangGraph streams as events of the run."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk
@@ -19,8 +19,12 @@ from cogni.executor.v1.run_pb2 import RunError as RunErrorMessage
 from cogni.type.v1.error_reason_pb2 import ErrorReason
 from services.executor.events import Draft
 from services.executor.runner.redacting import Redactions
-from services.executor.runner.rendering import json_of, value_of
+from services.executor.runner.rendering import json_of, text_of, value_of
 from services.executor.runner.scrub import Scrubber
+
+#: Longer texts of a message become several deltas: readers' messages have a largest size. In
+#: characters, of which each may take four bytes.
+_PIECE_CHARACTERS_MAX = 64 * 1024
 
 #: What is asked of LangGraph. `tasks` carries inputs and results too: only names leave here.
 MODES: tuple[StreamMode, ...] = ("tasks", "updates", "messages", "custom", "values")
@@ -38,6 +42,8 @@ class Narrator:
         self.output: Any = None
         #: The questions that the stream ended with.
         self.interrupts: dict[str, tuple[str, Interrupt]] = {}
+        #: Tasks of the outermost graph that began and have not ended.
+        self.at_work: set[str] = set()
         #: The node that failed last, for the run's error.
         self.failed_node = ""
         #: The step that is under way, from 1.
@@ -52,7 +58,9 @@ class Narrator:
         path = [each.partition(":")[0] for each in namespace]
         match mode:
             case "values":
-                if not namespace and "__interrupt__" not in part:
+                # What a function of LangGraph's functional API returns may be anything.
+                asks = isinstance(part, dict) and "__interrupt__" in part
+                if not namespace and not asks:
                     self.output = part
                 return []
             case "tasks":
@@ -67,11 +75,14 @@ class Narrator:
     def _task(self, path: list[str], part: dict[str, Any]) -> list[Draft]:
         where = {"node": part["name"], "namespace": path, "task_id": part["id"]}
         if "triggers" in part:
+            if not path:
+                self.at_work.add(part["id"])
             return [Draft(NodeStarted(step=self.step, **where))]
         for each in part.get("interrupts") or ():
             self._note_interrupt(part["name"], each)
         if part.get("interrupts"):
             return []
+        self.at_work.discard(part["id"])
         finished = NodeFinished(**where)
         if error := part.get("error"):
             self.failed_node = part["name"]
@@ -102,16 +113,16 @@ class Narrator:
             message_id=message.id or "",
             node=str(metadata.get("langgraph_node", "")),
             namespace=path,
-            text=self._scrubber.text(message.text),
+            text=self._scrubber.text(text_of(message.text)),
             reasoning=self._scrubber.text(
-                str(message.additional_kwargs.get("reasoning_content", ""))
+                text_of(str(message.additional_kwargs.get("reasoning_content", "")))
             ),
             tool_calls=self._shown(message.id or "", _call_deltas(message)),
             last=not chunk or getattr(message, "chunk_position", None) == "last",
         )
         if not (delta.text or delta.reasoning or delta.tool_calls or delta.last):
             return []
-        return [Draft(delta)]
+        return [Draft(each) for each in _pieces(delta)]
 
     def _shown(self, message_id: str, deltas: Sequence[ToolCallDelta]) -> Sequence[ToolCallDelta]:
         """Without the arguments that must not be shown; only a call's first piece has its name."""
@@ -131,10 +142,36 @@ class Narrator:
     def _error(self, node: str, error: Any) -> RunErrorMessage:
         return RunErrorMessage(
             reason=ErrorReason.ERROR_REASON_GRAPH_FAILED,
-            message=self._scrubber.text(str(error))[:2000],
+            message=self._scrubber.text(text_of(str(error)))[:2000],
             node=node,
             type=type(error).__name__ if isinstance(error, BaseException) else "",
         )
+
+
+def _pieces(delta: MessageDelta) -> Iterator[MessageDelta]:
+    """The delta, or several that say the same one after another."""
+    if delta.ByteSize() <= _PIECE_CHARACTERS_MAX:
+        yield delta
+        return
+    where = {"message_id": delta.message_id, "node": delta.node, "namespace": delta.namespace}
+    for piece in _cut(delta.reasoning):
+        yield MessageDelta(reasoning=piece, **where)
+    for piece in _cut(delta.text):
+        yield MessageDelta(text=piece, **where)
+    for call in delta.tool_calls:
+        names = {"tool_call_id": call.tool_call_id, "tool": call.tool}
+        for piece in _cut(call.arguments_json) or [""]:
+            part = ToolCallDelta(index=call.index, arguments_json=piece, **names)
+            yield MessageDelta(tool_calls=[part], **where)
+            # Only a call's first piece has its name.
+            names = {}
+    if delta.last:
+        yield MessageDelta(last=True, **where)
+
+
+def _cut(text: str) -> list[str]:
+    size = _PIECE_CHARACTERS_MAX
+    return [text[start : start + size] for start in range(0, len(text), size)]
 
 
 def _call_deltas(message: AIMessage) -> Sequence[ToolCallDelta]:
@@ -144,7 +181,7 @@ def _call_deltas(message: AIMessage) -> Sequence[ToolCallDelta]:
                 index=each["index"] if isinstance(each["index"], int) else 0,
                 tool_call_id=each["id"] or "",
                 tool=each["name"] or "",
-                arguments_json=each["args"] or "",
+                arguments_json=text_of(each["args"] or ""),
             )
             for each in message.tool_call_chunks
         ]

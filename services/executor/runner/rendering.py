@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import math
 from collections.abc import Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -12,11 +13,19 @@ from uuid import UUID
 from google.protobuf.struct_pb2 import Struct, Value
 from pydantic import BaseModel
 
-from services.runtime.jsonvalues import Json, to_struct, to_value
+from services.runtime.jsonvalues import Json, from_value, to_struct, to_value
 
 #: A value that is larger is told by its size; the state itself is in the checkpoint.
 VALUE_BYTES_MAX = 1024 * 1024
 _DEPTH_MAX = 25
+
+
+def text_of(text: str) -> str:
+    """Return the text as UTF-8 can say it.
+
+    Models send halves of surrogate pairs, which neither an event nor the database can hold.
+    """
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def json_of(value: Any, depth: int = 0) -> Json:
@@ -26,14 +35,17 @@ def json_of(value: Any, depth: int = 0) -> Json:
     """
     if depth > _DEPTH_MAX:
         return f"<{type(value).__name__}>"
-    if value is None or (
-        isinstance(value, bool | int | float | str) and not isinstance(value, Enum)
-    ):
+    if isinstance(value, str) and not isinstance(value, Enum):
+        return text_of(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        # As events spell them: JSON has no such numbers, and PostgreSQL refuses them.
+        return json_of(from_value(to_value(float(value))))
+    if value is None or (isinstance(value, bool | int | float) and not isinstance(value, Enum)):
         return value
     if isinstance(value, BaseModel):
         return json_of(value.model_dump(), depth)
     if isinstance(value, Mapping):
-        return {str(name): json_of(each, depth + 1) for name, each in value.items()}
+        return {text_of(str(name)): json_of(each, depth + 1) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [json_of(each, depth + 1) for each in value]
     if isinstance(value, set | frozenset):
@@ -42,6 +54,15 @@ def json_of(value: Any, depth: int = 0) -> Json:
         names = [each.name for each in dataclasses.fields(value)]
         return {name: json_of(getattr(value, name), depth + 1) for name in names}
     return _scalar(value)
+
+
+def bounded(value: Json, bytes_max: int) -> Json:
+    """Return the JSON, or in place of more than `bytes_max` a note of its size.
+
+    What a run keeps of its graph goes into messages that have a largest size.
+    """
+    size = to_value(value).ByteSize()
+    return value if size <= bytes_max else {"omitted_bytes": size}
 
 
 def value_of(value: Json) -> Value:
@@ -73,6 +94,6 @@ def _scalar(value: Any) -> Json:
         case bytes():
             return base64.b64encode(value).decode()
         case BaseException():
-            return f"{type(value).__name__}: {value}"
+            return text_of(f"{type(value).__name__}: {value}")
         case _:
             return f"<{type(value).__name__}>"
