@@ -19,6 +19,8 @@ class ProviderServer:
     url: str = ""
     answer: list[str] = field(default_factory=lambda: ["one ", "two ", "three"])
     refuse_status: int | None = None
+    #: Whether an answer says what it used.
+    reports: bool = True
     hold_after: int | None = None
     release: asyncio.Event = field(default_factory=asyncio.Event)
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -32,7 +34,8 @@ class ProviderServer:
         usage = (11, len(self.answer))
         if not body.get("stream"):
             self.billed.append(usage)
-            return web.json_response(_whole("".join(self.answer), usage))
+            whole = _whole("".join(self.answer), usage)
+            return web.json_response(whole if self.reports else {**whole, "usage": None})
         return await self._stream(request, usage)
 
     async def _stream(self, request: web.Request, usage: tuple[int, int]) -> web.StreamResponse:
@@ -44,7 +47,9 @@ class ProviderServer:
             await response.write(_event(_chunk({"content": word}, None)))
         await response.write(_event(_chunk({}, "stop")))
         self.billed.append(usage)
-        await response.write(_event({**_chunk({}, None), "choices": [], "usage": _usage(usage)}))
+        if self.reports:
+            last = {**_chunk({}, None), "choices": [], "usage": _usage(usage)}
+            await response.write(_event(last))
         await response.write(b"data: [DONE]\n\n")
         return response
 

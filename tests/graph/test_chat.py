@@ -53,6 +53,25 @@ async def test_a_stream_carries_usage_and_is_settled_before_the_reader_sees_its_
     assert [u.output_tokens for u in meter.usages.values()] == [3]
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_an_answer_without_usage_is_settled_from_an_estimate_that_is_flagged(
+    provider: Any, meter: Any, streamed: bool
+) -> None:
+    provider.reports = False
+    with metered_by(meter):
+        model = _model(provider)
+        if streamed:
+            said = "".join([chunk.text async for chunk in model.astream("hi")])
+        else:
+            said = (await model.ainvoke("hi")).text
+
+    assert said == "one two three"
+    (usage,) = meter.usages.values()
+    assert usage.estimated
+    assert usage.input_tokens > 0
+    assert usage.cost_usd > 0
+
+
 async def test_a_stream_cut_off_by_a_cancelled_run_is_read_to_its_end_and_settled_exactly(
     provider: Any, meter: Any
 ) -> None:

@@ -116,11 +116,13 @@ class ProviderCall:
         async for chunk in answer:
             self._note_usage(chunk)
             await self._hand_over(chunk)
+        if self._usage is not None and not provider.reported_usage(self._request, answer):
+            self._usage = replace(self._usage, estimated=True)
 
     def _note_usage(self, part: Any) -> None:
         self._response_id = str(getattr(part, "id", None) or self._response_id)
         reported = getattr(part, "usage", None)
-        if reported is not None:
+        if reported is not None and not provider.is_blank(reported):
             self._usage = provider.usage_of(reported)
 
     async def _hand_over(self, part: Any) -> None:

@@ -105,6 +105,23 @@ def usage_of(reported: Any) -> Usage:
     )
 
 
+def is_blank(reported: Any) -> bool:
+    """Whether LiteLLM has filled in a usage that the provider left out: no prompt is no tokens."""
+    return not (reported.prompt_tokens or reported.completion_tokens)
+
+
+def reported_usage(request: Mapping[str, Any], stream: Any) -> bool:
+    """Whether a stream that was read to its end had its usage from the provider.
+
+    LiteLLM counts the tokens of what it saw itself when the provider tells nothing, or when the
+    connection ends before it does. It keeps the parts as they came.
+    """
+    came = getattr(stream, "chunks", None)
+    if not came or "mock_response" in request:
+        return True
+    return any(getattr(each, "usage", None) is not None for each in came)
+
+
 def usage_after_failure(start: CallStart, failure: BaseException, *, tried_once: bool) -> Usage:
     """What a failed call is settled with: nothing when refused or never sent, else its bound.
 
