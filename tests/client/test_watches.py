@@ -8,12 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from threading import Event
 from typing import Any
 
 import grpc
 import pytest
 
 from cogni.client import AsyncClient, Client, ClientSettings
+from cogni.client.errors import Cancelled
 from cogni.connections.v1 import connections_service_pb2 as connections_pb
 from cogni.connections.v1.connection_pb2 import Connection
 from cogni.connections.v1.connections_service_pb2_grpc import (
@@ -67,8 +69,16 @@ class _Connections(ConnectionsServiceServicer):
         context.abort(grpc.StatusCode.PERMISSION_DENIED, "enough")
 
 
+class _Silent(ExecutorServiceServicer):
+    def WatchRun(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802
+        gone = Event()
+        context.add_callback(gone.set)
+        yield executor_pb.WatchRunResponse(events=LOG[:1])
+        gone.wait(DEADLINE_SECONDS)
+
+
 @contextmanager
-def _serving(executor: _Executor) -> Iterator[ClientSettings]:
+def _serving(executor: ExecutorServiceServicer) -> Iterator[ClientSettings]:
     server = grpc.server(ThreadPoolExecutor(4))
     add_ExecutorServiceServicer_to_server(executor, server)  # type: ignore[no-untyped-call]
     add_ConnectionsServiceServicer_to_server(_Connections(), server)  # type: ignore[no-untyped-call]
@@ -145,3 +155,50 @@ async def test_what_comes_before_the_first_cursor_is_yielded_too(kind: str) -> N
 
     ids = [change.connection.connection_id for message in seen for change in message.changes]
     assert ids == ["existing", "new"]
+
+
+async def test_closing_an_asynchronous_client_ends_its_watch_with_a_typed_error() -> None:
+    with _serving(_Silent()) as settings:
+        client = AsyncClient(settings)
+        watch = client.watch_run("r")
+        await anext(watch)
+        waiting = asyncio.ensure_future(anext(watch))
+        # Waits for its next message before the client closes.
+        await asyncio.sleep(0)
+        await client.close()
+
+        with pytest.raises(Cancelled, match="this client is closed"):
+            await asyncio.wait_for(waiting, DEADLINE_SECONDS)
+
+
+async def test_a_task_that_watches_can_still_be_cancelled() -> None:
+    with _serving(_Silent()) as settings:
+        async with AsyncClient(settings) as client:
+            watch = client.watch_run("r")
+            await anext(watch)
+            waiting = asyncio.ensure_future(anext(watch))
+            await asyncio.sleep(0)
+            waiting.cancel()
+
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+
+
+@BOTH
+async def test_a_closed_client_says_so(kind: str) -> None:
+    request = executor_pb.GetRunRequest(run_id="r")
+    with _serving(_Silent()) as settings:
+        if kind == "blocking":
+            with Client(settings) as client:
+                pass
+            with pytest.raises(Cancelled, match="this client is closed"):
+                client.executor.GetRun(request)
+            with pytest.raises(Cancelled, match="this client is closed"):
+                next(client.watch_run("r"))
+        else:
+            async with AsyncClient(settings) as closed:
+                pass
+            with pytest.raises(Cancelled, match="this client is closed"):
+                await closed.executor.GetRun(request)
+            with pytest.raises(Cancelled, match="this client is closed"):
+                await anext(closed.watch_run("r"))

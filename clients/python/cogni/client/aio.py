@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -14,7 +15,7 @@ from google.protobuf.message import Message
 
 from cogni.client.catalogue import CATALOGUE
 from cogni.client.channel import call_metadata, options, tls_credentials
-from cogni.client.errors import CogniError, from_rpc_error
+from cogni.client.errors import CogniError, client_closed, from_rpc_error
 from cogni.client.settings import ClientSettings
 from cogni.client.streams import Reconnecting, resumed_at
 from cogni.client.sync import CursorRequest, CursorResponse
@@ -51,6 +52,7 @@ class AsyncClient:
     def __init__(self, settings: ClientSettings | None = None) -> None:
         self.settings = settings or ClientSettings.from_environment()
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._closed = False
         for service in CATALOGUE:
             channel = self._channel(service.server)
             stub = getattr(service.stubs, service.stub_name)(channel)
@@ -68,6 +70,8 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
+        """End all calls under way, which raise Cancelled, and make no more."""
+        self._closed = True
         for channel in self._channels.values():
             await channel.close()
 
@@ -145,6 +149,23 @@ class AsyncClient:
                 cast(_Stream, stream).cancel()
             await asyncio.sleep(reconnecting.wait_seconds(broken))
 
+    @contextmanager
+    def _typed_errors(self) -> Iterator[None]:
+        """Raise what goes wrong inside as a CogniError."""
+        if self._closed:
+            raise client_closed()
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
+        except asyncio.CancelledError:
+            # A channel that closes cancels its calls; only a task that somebody cancelled may be
+            # told so by this exception.
+            task = asyncio.current_task()
+            if self._closed and task is not None and not task.cancelling():
+                raise client_closed() from None
+            raise
+
     def _channel(self, server: str) -> grpc.aio.Channel:
         if server not in self._channels:
             address = self.settings.addresses[server]
@@ -172,11 +193,11 @@ class _Calls:
         if name not in self._methods:
             raise AttributeError(name)
         call = getattr(self._stub, name)
-        settings = self._client.settings
+        client, settings = self._client, self._client.settings
 
         # The timeout is gRPC's own deadline: it travels to the server with the call.
         async def unary(request: Message, *, timeout: float | None = None) -> Message:  # noqa: ASYNC109
-            try:
+            with client._typed_errors():
                 return cast(
                     Message,
                     await call(
@@ -185,11 +206,11 @@ class _Calls:
                         metadata=call_metadata(settings),
                     ),
                 )
-            except grpc.RpcError as error:
-                raise from_rpc_error(error) from None
 
         def streaming(request: Message, *, timeout: float | None = None) -> _Stream:
-            return _Stream(call(request, timeout=timeout, metadata=call_metadata(settings)))
+            with client._typed_errors():
+                begun = call(request, timeout=timeout, metadata=call_metadata(settings))
+            return _Stream(begun, client)
 
         chosen = streaming if self._methods[name].server_streaming else unary
         setattr(self, name, chosen)
@@ -199,18 +220,17 @@ class _Calls:
 class _Stream:
     """A server's stream whose errors are typed."""
 
-    def __init__(self, call: Any) -> None:
+    def __init__(self, call: Any, client: AsyncClient) -> None:
         self._call = call
+        self._client = client
         self._messages = aiter(call)
 
     def __aiter__(self) -> _Stream:
         return self
 
     async def __anext__(self) -> Any:
-        try:
+        with self._client._typed_errors():
             return await anext(self._messages)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from None
 
     def cancel(self) -> None:
         self._call.cancel()

@@ -126,6 +126,13 @@ _BY_CODE: Mapping[grpc.StatusCode, type[CogniError]] = {
 _OURS = ("Locally cancelled", "Channel closed")
 
 
+def client_closed() -> Cancelled:
+    """What calls of a closed client raise, those under way when it was closed too."""
+    return Cancelled(
+        "this client is closed; make a new one to call again", code=grpc.StatusCode.CANCELLED
+    )
+
+
 def from_rpc_error(error: grpc.RpcError) -> CogniError:
     """The typed error for what a stub raised. Never raises itself."""
     code = error.code()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Protocol, TypeVar, cast
 
@@ -14,7 +15,7 @@ from google.protobuf.message import Message
 
 from cogni.client.catalogue import CATALOGUE
 from cogni.client.channel import call_metadata, options, tls_credentials
-from cogni.client.errors import CogniError, from_rpc_error
+from cogni.client.errors import CogniError, client_closed, from_rpc_error
 from cogni.client.settings import ClientSettings
 from cogni.client.streams import Reconnecting, resumed_at
 from cogni.client.values import to_struct
@@ -69,6 +70,7 @@ class Client:
     def __init__(self, settings: ClientSettings | None = None) -> None:
         self.settings = settings or ClientSettings.from_environment()
         self._channels: dict[str, grpc.Channel] = {}
+        self._closed = False
         for service in CATALOGUE:
             channel = self._channel(service.server)
             stub = getattr(service.stubs, service.stub_name)(channel)
@@ -86,6 +88,8 @@ class Client:
         self.close()
 
     def close(self) -> None:
+        """End all calls under way, which raise Cancelled, and make no more."""
+        self._closed = True
         for channel in self._channels.values():
             channel.close()
 
@@ -166,6 +170,21 @@ class Client:
                 cast(grpc.Call, stream).cancel()
             time.sleep(reconnecting.wait_seconds(broken))
 
+    @contextmanager
+    def _typed_errors(self) -> Iterator[None]:
+        """Raise what goes wrong inside as a CogniError."""
+        if self._closed:
+            raise client_closed()
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
+        except ValueError:
+            # gRPC's own word, when another thread closed the client a moment ago.
+            if self._closed:
+                raise client_closed() from None
+            raise
+
     def _channel(self, server: str) -> grpc.Channel:
         if server not in self._channels:
             address = self.settings.addresses[server]
@@ -193,10 +212,10 @@ class _Calls:
         if name not in self._methods:
             raise AttributeError(name)
         call = getattr(self._stub, name)
-        settings = self._client.settings
+        client, settings = self._client, self._client.settings
 
         def unary(request: Message, *, timeout: float | None = None) -> Message:
-            try:
+            with client._typed_errors():
                 return cast(
                     Message,
                     call(
@@ -205,11 +224,11 @@ class _Calls:
                         metadata=call_metadata(settings),
                     ),
                 )
-            except grpc.RpcError as error:
-                raise from_rpc_error(error) from None
 
         def streaming(request: Message, *, timeout: float | None = None) -> _Stream:
-            return _Stream(call(request, timeout=timeout, metadata=call_metadata(settings)))
+            with client._typed_errors():
+                begun = call(request, timeout=timeout, metadata=call_metadata(settings))
+            return _Stream(begun, client)
 
         chosen = streaming if self._methods[name].server_streaming else unary
         setattr(self, name, chosen)
@@ -219,17 +238,16 @@ class _Calls:
 class _Stream:
     """A server's stream whose errors are typed."""
 
-    def __init__(self, call: Any) -> None:
+    def __init__(self, call: Any, client: Client) -> None:
         self._call = call
+        self._client = client
 
     def __iter__(self) -> _Stream:
         return self
 
     def __next__(self) -> Any:
-        try:
+        with self._client._typed_errors():
             return next(self._call)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from None
 
     def cancel(self) -> None:
         self._call.cancel()
