@@ -82,12 +82,16 @@ class Redactions:
     def _request(self, message: dict[str, Json]) -> Json:
         calls = message["tool_calls"]
         assert isinstance(calls, list)
-        named = [str(each.get("name")) for each in calls if isinstance(each, dict)]
+        # What a model asked for in broken JSON stands beside what can be read.
+        invalid = _items(message.get("invalid_tool_calls"))
+        named = [str(each.get("name")) for each in [*calls, *invalid] if isinstance(each, dict)]
         if not any(self.hides_arguments(name) for name in named):
             return message
         # Providers repeat the call in forms of their own: those go whole.
         shown = {**message, "tool_calls": [self._call(each) for each in calls]}
         shown |= {"additional_kwargs": {}, "response_metadata": {}}
+        if invalid:
+            shown["invalid_tool_calls"] = [self._invalid_call(each) for each in invalid]
         if "tool_call_chunks" in message:
             shown["tool_call_chunks"] = []
         if isinstance(message.get("content"), list):
@@ -102,6 +106,12 @@ class Redactions:
         if not isinstance(arguments, dict):
             return {**call, "args": REDACTED}
         return {**call, "args": shown_arguments(policy, arguments)}
+
+    def _invalid_call(self, call: Json) -> Json:
+        if not isinstance(call, dict) or not self.hides_arguments(str(call.get("name"))):
+            return call
+        # The error quotes the arguments.
+        return {**call, "args": REDACTED, "error": REDACTED}
 
 
 def _items(value: Json) -> list[Json]:
