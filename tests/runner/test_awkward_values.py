@@ -1,4 +1,4 @@
-"""What graphs hand back that JSON, protobuf or PostgreSQL cannot hold: their runs end all the same."""
+"""What graphs hand back that JSON or PostgreSQL cannot hold: their runs end all the same."""
 
 from __future__ import annotations
 
@@ -73,3 +73,18 @@ def test_a_long_message_is_told_in_pieces_that_a_reader_can_take() -> None:
     assert "".join(each.arguments_json for each in calls) == f'{{"path": "{path}"}}'
     assert [each.tool for each in calls if each.tool] == ["write"]
     assert [each.last for each in told] == [False] * (len(told) - 1) + [True]
+
+
+async def test_what_a_tool_says_as_it_fails_is_on_record_whatever_is_in_it(
+    fleet: Fleet, catalogue: Catalogue, graphs: Any
+) -> None:
+    graphs.FAILURES.append(RuntimeError("a\0b\ud800c"))
+    grant_id = await fleet.grant("flaky_put")
+    run_id = await fleet.start("retrying", grant_id, input={"words": ["idempotent"]})
+    async with running(fleet, catalogue) as runner:
+        assert (await runner.finished(run_id)).state == "SUCCEEDED"
+
+    ends = [
+        each.tool_finished for each in await fleet.events(run_id) if each.HasField("tool_finished")
+    ]
+    assert ends[0].error.message == "a\N{REPLACEMENT CHARACTER}b?c"

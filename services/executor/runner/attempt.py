@@ -34,7 +34,7 @@ from services.executor.runner.narration import MODES, Narrator
 from services.executor.runner.opening import effect_of_pinned, granted_tool
 from services.executor.runner.purse import Purse
 from services.executor.runner.redacting import Redactions
-from services.executor.runner.rendering import bounded, json_of, text_of
+from services.executor.runner.rendering import bounded, json_of, storable
 from services.executor.runner.resuming import Start, questions_of, take_up
 from services.executor.runner.run_hold import RunHold
 from services.executor.runner.saver import Saver
@@ -214,9 +214,7 @@ class Attempt:
 
     def _failed(self, reason: str, message: str, failure: BaseException | None = None) -> Finished:
         kind = type(failure).__name__ if failure is not None else ""
-        # PostgreSQL keeps no text with a NUL in it, and a run must be able to end.
-        storable = text_of(message).replace("\0", "\N{REPLACEMENT CHARACTER}")
-        error = RunError(reason, storable, node=self._narrator.failed_node, type=kind)
+        error = RunError(reason, storable(message), node=self._narrator.failed_node, type=kind)
         return Finished(RunState.FAILED, error=error)
 
     async def _carry_graph(self) -> Ending:

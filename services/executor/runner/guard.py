@@ -32,7 +32,7 @@ from services.executor.runner.needs import Need, need_of
 from services.executor.runner.opening import NotOpenedError, Opening, opened
 from services.executor.runner.outcomes import Outcomes
 from services.executor.runner.redacting import REDACTED, shown_arguments, shown_result
-from services.executor.runner.rendering import json_of, value_of
+from services.executor.runner.rendering import json_of, storable, value_of
 from services.executor.runner.scrub import Scrubber
 from services.executor.runner.task import TaskPlace, place_of
 from services.executor.store import invocations as store
@@ -170,7 +170,7 @@ class RunGuard:
         ):
             # Cut off in the middle: what it did outside stays unknown, and the row says SENT.
             return clean
-        kind, text = type(failure).__name__, self._scrubber.text(str(failure))[:2000]
+        kind, text = type(failure).__name__, self._scrubber.text(storable(str(failure)))[:2000]
         if under_way.policy.redact_result:
             text = REDACTED
         event = ToolFinished(
@@ -290,7 +290,7 @@ class RunGuard:
         try:
             return await opened(self._journal, opening)
         except NotOpenedError as failure:
-            text = self._scrubber.text(str(failure))[:2000]
+            text = self._scrubber.text(storable(str(failure)))[:2000]
             reason = ErrorReason.ERROR_REASON_TOOL_FAILED
             await self._not_sent(requested, admission, reason, text)
             raise ToolDenied(text) from None

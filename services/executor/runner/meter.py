@@ -15,6 +15,7 @@ from services.executor.amounts import Amount
 from services.executor.events import Draft
 from services.executor.runner.journal import Holding, Journal, LeaseLostError
 from services.executor.runner.purse import Purse
+from services.executor.runner.rendering import storable
 from services.executor.runner.run_hold import RunHold
 from services.executor.runner.stopping import RunStoppedError
 from services.executor.runs import RunError, RunState
@@ -95,7 +96,7 @@ class RunMeter:
             tokens,
             cost,
             estimated=usage.estimated,
-            provider_response_id=usage.provider_response_id,
+            provider_response_id=storable(usage.provider_response_id),
         )
         event = UsageRecorded(
             call_id=call_id,

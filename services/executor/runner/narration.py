@@ -153,7 +153,11 @@ def _pieces(delta: MessageDelta) -> Iterator[MessageDelta]:
     if delta.ByteSize() <= _PIECE_CHARACTERS_MAX:
         yield delta
         return
-    where = {"message_id": delta.message_id, "node": delta.node, "namespace": delta.namespace}
+    where: dict[str, Any] = {
+        "message_id": delta.message_id,
+        "node": delta.node,
+        "namespace": delta.namespace,
+    }
     for piece in _cut(delta.reasoning):
         yield MessageDelta(reasoning=piece, **where)
     for piece in _cut(delta.text):

@@ -28,6 +28,11 @@ def text_of(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
+def storable(text: str) -> str:
+    """Return the text as a column of PostgreSQL can hold it, which no NUL can be in."""
+    return text_of(text).replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
 def json_of(value: Any, depth: int = 0) -> Json:
     """Return the value as JSON; messages and pydantic models in their own JSON form.
 

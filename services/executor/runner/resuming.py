@@ -74,7 +74,8 @@ async def _newest_place(graph: AnyGraph, state: StateSnapshot) -> str:
 
     A subgraph may have several breakpoints while the outer graph stays where it is.
     """
-    thread = {"configurable": {"thread_id": state.config["configurable"]["thread_id"]}}
+    thread_id = state.config["configurable"]["thread_id"]
+    thread: RunnableConfig = {"configurable": {"thread_id": thread_id}}
     async for newest in graph.checkpointer.alist(thread, limit=1):  # type: ignore[union-attr]
         return str(newest.config["configurable"]["checkpoint_id"])
     return str(state.config["configurable"]["checkpoint_id"])
