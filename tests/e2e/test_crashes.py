@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from cogni.client import AsyncClient
 from cogni.executor.v1.run_event_pb2 import RunEvent
 from tests.e2e.crashing import RUNNER, SERVER, check_once, killed
@@ -16,22 +14,21 @@ def _bytes(events: list[RunEvent]) -> list[bytes]:
 
 
 # The other processes: tests/chaos/test_main_job.py.
-@pytest.mark.parametrize("victim", [RUNNER, SERVER])
-async def test_after_kill_9_the_run_goes_on_and_posts_and_charges_once(
-    world: World, client: AsyncClient, grant_id: str, victim: str
+async def test_after_kill_9_of_the_runner_the_run_goes_on_and_posts_and_charges_once(
+    world: World, client: AsyncClient, grant_id: str
 ) -> None:
-    run_id, seen = await killed(world, client, grant_id, victim)
+    run_id, seen = await killed(world, client, grant_id, RUNNER)
 
     await check_once(world, client, run_id, seen)
-    # A machine too busy to renew a lease in time costs an attempt as well, and nothing else.
-    assert max(event.attempt for event in seen) >= (2 if victim == RUNNER else 1)
+    assert max(event.attempt for event in seen) >= 2
 
 
-async def test_a_watch_through_a_restart_of_the_server_gives_the_same_bytes_as_one_after_it(
+async def test_a_watch_through_kill_9_of_the_server_gives_the_same_bytes_as_one_after_it(
     world: World, client: AsyncClient, grant_id: str
 ) -> None:
     run_id, seen = await killed(world, client, grant_id, SERVER)
 
+    await check_once(world, client, run_id, seen)
     again = await whole_log(client, run_id)
 
     assert [event.seq for event in seen] == list(range(1, len(seen) + 1))

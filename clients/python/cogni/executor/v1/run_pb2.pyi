@@ -278,7 +278,9 @@ class Run(_message.Message):
 
     @_builtins.property
     def output(self) -> _struct_pb2.Value:
-        """What the graph returned. Set only in RUN_STATE_SUCCEEDED."""
+        """What the graph returned; of more than 2 MiB its size, {"omitted_bytes": n}.
+        Set only in RUN_STATE_SUCCEEDED.
+        """
 
     @_builtins.property
     def interrupts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Interrupt]:
@@ -403,7 +405,9 @@ class Interrupt(_message.Message):
     """The tool of that invocation, for OUTCOME_UNKNOWN."""
     @_builtins.property
     def payload(self) -> _struct_pb2.Value:
-        """What is asked, as the graph wrote it."""
+        """What is asked, as the graph wrote it; its size, {"omitted_bytes": n}, when
+        all that a run asks at once has more than 1 MiB.
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:

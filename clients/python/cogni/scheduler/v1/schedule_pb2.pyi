@@ -545,9 +545,9 @@ class CatchUpPolicy(_message.Message):
     """
     @_builtins.property
     def window(self) -> _duration_pb2.Duration:
-        """Slots older than this are missed. Absent means one hour; at least ten
-        seconds, at most 365 days. A slot that is found within ten seconds is not
-        late.
+        """Slots that should have fired longer ago than this are missed. Absent means
+        one hour; at least ten seconds, at most 365 days. A slot that is found
+        within ten seconds is not late.
         """
 
     def __init__(
