@@ -35,6 +35,14 @@ ROUNDS = 5 if LONG else 1
 DEADLINE_SECONDS = 240
 RUNNER = "services.executor.worker"
 STEPS = 40
+STANDSTILL = (
+    "SELECT * FROM executor.run_leases WHERE holder IS NOT NULL OR ready_time IS NOT NULL",
+    """
+    SELECT pid, application_name, state, wait_event_type, wait_event, pg_blocking_pids(pid),
+        clock_timestamp() - xact_start AS age, left(query, 100) AS query
+    FROM pg_stat_activity WHERE datname = current_database()
+    """,
+)
 #: Tables with what an attempt writes; a zombie's row in any of them would be a broken fence.
 FENCED = (
     "runs",
@@ -189,6 +197,20 @@ async def _rows(url: str, run_ids: list[str]) -> dict[str, list[str]]:
         await connection.close()
 
 
+async def _state(world: World, second_log: Path) -> str:
+    """What whoever looks for the reason of a standstill wants to see."""
+    connection = await asyncpg.connect(world.database_url)
+    try:
+        rows = [str(dict(row)) for query in STANDSTILL for row in await connection.fetch(query)]
+    finally:
+        await connection.close()
+    logs = [
+        f"{path}:\n{path.read_text(errors='replace')[-4000:]}"
+        for path in (world.stack.logs / "runner.log", second_log)
+    ]
+    return "\n".join([*rows, *logs])
+
+
 async def _stop_anywhere(group: int, url: str) -> None:
     os.killpg(group, signal.SIGSTOP)
 
@@ -264,7 +286,10 @@ async def test_a_runner_that_was_stopped_past_its_lease_comes_back_and_writes_no
     run_ids = [await _start(client, grant_id, steps=STEPS) for _ in range(RUNS // 2)]
     zombie = await _stopped_runner(world, client, run_ids, second_runner, stop)
     try:
-        await _attempt(client, zombie.run_ids[0], 2)
+        try:
+            await _attempt(client, zombie.run_ids[0], 2)
+        except TimeoutError:
+            pytest.fail(f"nobody took the run over\n{await _state(world, second_runner)}")
         if ended:
             await _logs(client, run_ids)
         before = await _rows(world.database_url, run_ids) if ended else None
