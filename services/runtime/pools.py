@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 # How long the client waits beyond the server's own statement timeout before it gives up.
 _ANSWER_GRACE_SECONDS = 5.0
+# How many statements' time a transaction may take as a whole, and the first PostgreSQL that knows.
+_TRANSACTION_STATEMENTS = 6
+_TRANSACTION_TIMEOUT_SINCE = 17
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,16 @@ class RolePools:
         if self._raw is not None:
             self._raw.terminate()
 
+    async def _bound_transactions(self, connection: asyncpg.Connection) -> None:
+        """Let no client hold its locks for ever that was stopped in the middle of a statement.
+
+        Between asyncpg's Parse and Bind a session counts as active, though it waits for us: neither
+        the idle nor the statement timeout ends it, and whoever skips locked rows skips them always.
+        """
+        if connection.get_server_version().major >= _TRANSACTION_TIMEOUT_SINCE:
+            limit = _milliseconds(self._limits.statement * _TRANSACTION_STATEMENTS)
+            await connection.execute(f"SET transaction_timeout TO {limit}")
+
     async def _raw_pool(self) -> asyncpg.Pool:
         # Made here and not in __init__: a pool belongs to the loop it is made on. Without initial
         # connections nothing suspends between the test and the assignment.
@@ -179,6 +192,7 @@ class RolePools:
                 min_size=0,
                 max_size=self._limits.raw_connections_max,
                 reset=_nothing_to_reset,
+                init=self._bound_transactions,
             )
         return await self._raw
 
@@ -198,11 +212,17 @@ class RolePools:
         self._refuse_when_closed()
         generation = self.generation
         connection: _StrictConnection = await asyncpg.connect(**self._options)
+        # Before anything else is awaited: whoever is cancelled then has still to be closed.
+        self._made.add(connection)
         if self._closed:
             connection.terminate()
         self._refuse_when_closed()
         connection.generation = generation
-        self._made.add(connection)
+        try:
+            await self._bound_transactions(connection)
+        except BaseException:
+            connection.terminate()
+            raise
         return connection
 
     def _refuse_stale(self, dbapi_connection: Any, *_: object) -> None:

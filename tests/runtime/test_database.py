@@ -297,6 +297,29 @@ async def test_a_transaction_left_idle_loses_its_locks(database):
         assert await tx.scalar(text("SELECT text FROM notes")) == "other"
 
 
+async def test_a_client_stopped_in_the_middle_of_a_statement_loses_its_locks(database):
+    """Its session counts as active, so it is neither idle nor at a statement."""
+    db = await database("notes", "tests.runtime.migrated")
+    await write(db, "t1")
+    limits = DatabaseLimits(statement=timedelta(milliseconds=100))
+    hasty = Database.open(db.url, "notes", limits=limits)
+
+    async def stop():
+        async with hasty.raw_tenant("t1") as stopped:
+            await stopped.execute("UPDATE notes SET text = 'stopped'")
+            await stopped.prepare("SELECT 1")
+            async with db.tenant("t1") as other:
+                await other.execute(text("UPDATE notes SET text = 'other'"))
+
+    with pytest.raises(ServiceError) as refusal:
+        await stop()
+    await hasty.close()
+
+    assert refusal.value.kind == ErrorKind.UNAVAILABLE
+    async with db.tenant("t1") as tx:
+        assert await tx.scalar(text("SELECT text FROM notes")) == "other"
+
+
 async def test_a_broken_rule_of_the_schema_passes_through(db):
     async def insert_null(transaction, wrap):
         async with transaction as tx:
