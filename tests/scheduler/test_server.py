@@ -82,7 +82,8 @@ async def test_updates_change_what_the_mask_names_and_guard_by_etag(
             "schedule_id": created.schedule_id,
             "etag": created.etag,
             "display_name": "ignored",
-            "spec": {"interval": {"every": "3600s"}},
+            # At half past, where the cron expression's slots never are, whatever the time is now.
+            "spec": {"interval": {"every": "3600s", "anchor_time": "2026-01-01T00:30:00Z"}},
             "run": {"input": {"b": True}},
         },
         "update_mask": "spec,run.input",
