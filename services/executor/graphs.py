@@ -8,6 +8,9 @@ from services.runtime.jsonvalues import Json
 
 #: The tenant of graphs that every tenant may run.
 EVERY_TENANT = "*"
+#: What a graph's id looks like, and how long it may be.
+GRAPH_ID = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+GRAPH_ID_LENGTH_MAX = 200
 
 
 class GraphState(StrEnum):

@@ -10,6 +10,7 @@ from cogni.executor.v1 import run_pb2
 from cogni.executor.v1 import runner_service_pb2 as runner
 from cogni.executor.v1.grant_pb2 import ArgumentConstraint, ToolPermission
 from services.executor.grants import GRAPH_PREFIX
+from services.executor.graphs import GRAPH_ID, GRAPH_ID_LENGTH_MAX
 from services.runtime.errors import Violation
 from services.runtime.validation import (
     Rule,
@@ -44,7 +45,6 @@ TOOLS_MAX = 200
 CONSTRAINTS_MAX = 50
 CONNECTIONS_MAX = 100
 WATCHED_RUNS_MAX = 100
-_GRAPH_ID = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 
 
 def _id(field: str) -> tuple[Rule, ...]:
@@ -151,7 +151,7 @@ RULES: RuleTable = {
     executor.StartRunRequest: (
         *_id("request_id"),
         required("graph_id"),
-        _name("graph_id", _GRAPH_ID),
+        text("graph_id", max_length=GRAPH_ID_LENGTH_MAX, pattern=GRAPH_ID),
         *_id("grant_id"),
         struct("input", max_bytes=INPUT_BYTES_MAX),
         uuid("thread_id"),
@@ -227,7 +227,7 @@ RULES: RuleTable = {
         *_id("request_id"),
         _name("display_name"),
         items("graphs", min_items=1, max_items=GRAPHS_MAX),
-        each("graphs", _name("", f"{GRAPH_PREFIX}{_GRAPH_ID}")),
+        each("graphs", _name("", f"{GRAPH_PREFIX}{GRAPH_ID}")),
         items("tools", max_items=TOOLS_MAX),
         each("tools", *_TOOL),
         items("connection_ids", max_items=CONNECTIONS_MAX),

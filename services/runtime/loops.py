@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from services.runtime.cancellation import asked_to_end
 from services.runtime.health import Health
 from services.runtime.telemetry import Telemetry
 
@@ -76,8 +77,7 @@ class Loops:
                 await loop()
                 _log.error("loop %s ended by itself; it starts again", name)
             except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling() > 0:
+                if asked_to_end():
                     raise
                 # Nobody asked for it: a library let the end of its own work leak out.
                 _log.exception("loop %s failed; it starts again", name)

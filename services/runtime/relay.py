@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
+from services.runtime.cancellation import asked_to_end
 from services.runtime.database import Database
 from services.runtime.errors import ServiceError
 from services.runtime.outbox import STUCK_ATTEMPTS, Entry, Failure, claim, settle
@@ -96,8 +97,7 @@ class Relay:
             async with asyncio.timeout(self._limits.handler.total_seconds()), gate:
                 await self._handlers[entries[0].topic](entries)
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling() > 0:
+            if asked_to_end():
                 raise
             # A call that the handler awaited was cancelled, not the relay.
             return [self._failure(entry, error) for entry in entries]

@@ -274,40 +274,26 @@ async def test_a_server_without_disk_or_memory_is_unavailable(db):
             assert refusal.value.kind == ErrorKind.UNAVAILABLE
 
 
-async def test_a_transaction_left_idle_loses_its_locks(database):
-    """A process stopped inside a transaction must not hold a row for as long as a lease."""
+@pytest.mark.parametrize(
+    ("limits", "stopped_at"),
+    [
+        (DatabaseLimits(idle_in_transaction=timedelta(milliseconds=200)), "between statements"),
+        # Its session counts as active, though it is at no statement.
+        (DatabaseLimits(statement=timedelta(milliseconds=100)), "within a statement"),
+    ],
+)
+async def test_a_process_stopped_inside_a_transaction_loses_its_locks(database, limits, stopped_at):
+    """It must not hold a row for as long as a lease."""
     db = await database("notes", "tests.runtime.migrated")
     await write(db, "t1")
-    limits = DatabaseLimits(idle_in_transaction=timedelta(milliseconds=200))
-    hasty = Database.open(db.url, "notes", limits=limits)
-
-    async def stall():
-        async with hasty.tenant("t1") as stalled:
-            await stalled.execute(text("UPDATE notes SET text = 'stalled'"))
-            # Waits for the row that the stalled transaction holds.
-            async with db.tenant("t1") as other:
-                await other.execute(text("UPDATE notes SET text = 'other'"))
-
-    with pytest.raises(ServiceError) as refusal:
-        await stall()
-    await hasty.close()
-
-    assert refusal.value.kind == ErrorKind.UNAVAILABLE
-    async with db.tenant("t1") as tx:
-        assert await tx.scalar(text("SELECT text FROM notes")) == "other"
-
-
-async def test_a_client_stopped_in_the_middle_of_a_statement_loses_its_locks(database):
-    """Its session counts as active, so it is neither idle nor at a statement."""
-    db = await database("notes", "tests.runtime.migrated")
-    await write(db, "t1")
-    limits = DatabaseLimits(statement=timedelta(milliseconds=100))
     hasty = Database.open(db.url, "notes", limits=limits)
 
     async def stop():
         async with hasty.raw_tenant("t1") as stopped:
             await stopped.execute("UPDATE notes SET text = 'stopped'")
-            await stopped.prepare("SELECT 1")
+            if stopped_at == "within a statement":
+                await stopped.prepare("SELECT 1")
+            # Waits for the row that the stopped transaction holds.
             async with db.tenant("t1") as other:
                 await other.execute(text("UPDATE notes SET text = 'other'"))
 

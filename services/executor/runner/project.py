@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from services.executor.graphs import GRAPH_ID, GRAPH_ID_LENGTH_MAX
+
 _GRAPHS_MAX = 1000
-#: What StartRun takes as a graph_id: a graph of another name could never be run.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_NAME_LENGTH_MAX = 200
 
 
 class ProjectError(Exception):
@@ -47,10 +46,12 @@ def read_project(path: Path) -> Project:
         )
     targets = {name: _target(target) for name, target in graphs.items()}
     for name, target in targets.items():
-        if len(name) > _NAME_LENGTH_MAX or not _NAME.fullmatch(name):
+        # A graph of another name could never be run.
+        if len(name) > GRAPH_ID_LENGTH_MAX or not re.fullmatch(GRAPH_ID, name):
             raise ProjectError(
-                f"{path}: {name[:_NAME_LENGTH_MAX]!r} cannot be a graph's name: letters, digits, "
-                f"'_', '.' and '-' can, at most {_NAME_LENGTH_MAX}, the first a letter or digit."
+                f"{path}: {name[:GRAPH_ID_LENGTH_MAX]!r} cannot be a graph's name: letters, "
+                f"digits, '_', '.' and '-' can, at most {GRAPH_ID_LENGTH_MAX}, the first a letter "
+                "or digit."
             )
         if ":" not in target or not target.isprintable():
             raise ProjectError(

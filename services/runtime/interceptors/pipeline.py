@@ -14,6 +14,7 @@ import grpc.aio
 
 from services.runtime.access import Access
 from services.runtime.caller import Caller, acting_as
+from services.runtime.cancellation import asked_to_end
 from services.runtime.drain import Drain, stopping
 from services.runtime.errors import ServiceError
 from services.runtime.interceptors.authentication import Gatekeeper
@@ -207,8 +208,7 @@ def _is_for_grpc(error: BaseException) -> bool:
     if isinstance(error, asyncio.CancelledError):
         # A CancelledError that nobody asked this task for leaks out of something the handler
         # awaited. grpc.aio would end the call without a status, and the client would hang.
-        task = asyncio.current_task()
-        return task is not None and task.cancelling() > 0
+        return asked_to_end()
     return isinstance(error, grpc.aio.AbortError) or not isinstance(error, Exception)
 
 

@@ -89,6 +89,16 @@ def _is_header(line: str) -> bool:
     return re.fullmatch(r"\s*[!#$%&'*+.^_`|~0-9A-Za-z-]+\s*:.*", line) is not None
 
 
+def _is_url(setting: SecretStr, schemes: frozenset[str]) -> bool:
+    """Whether it is a URL of one of these schemes, with a port that can be."""
+    url = setting.get_secret_value()
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in schemes and "://" in url and parts.port != 0
+    except ValueError:
+        return False
+
+
 _BROKER_SCHEMES = frozenset({"redis", "rediss", "amqp", "amqps"})
 #: The second is SQLAlchemy's name for the driver we use.
 _POSTGRES_SCHEMES = frozenset({"postgresql", "postgresql+asyncpg", "postgres"})
@@ -129,12 +139,7 @@ class DatabaseSettings(SettingsGroup):
     def contradictions(self) -> Iterator[str]:
         yield from super().contradictions()
         # Read here, because the driver's own complaint would repeat the URL with its password.
-        try:
-            parts = urlsplit(self.database_url.get_secret_value())
-            sound = parts.scheme in _POSTGRES_SCHEMES and parts.port != 0
-        except ValueError:
-            sound = False
-        if not sound:
+        if not _is_url(self.database_url, _POSTGRES_SCHEMES):
             yield (
                 f"COGNI_{getattr(self, 'service', '').upper()}_DATABASE_URL is no URL of "
                 "PostgreSQL; write postgresql://user:password@host:port/database."
@@ -151,13 +156,7 @@ class BrokerSettings(SettingsGroup):
     def contradictions(self) -> Iterator[str]:
         yield from super().contradictions()
         # Nothing of it is repeated: without its "//" a URL begins with the password.
-        try:
-            url = self.broker_url.get_secret_value()
-            parts = urlsplit(url)
-            sound = parts.scheme in _BROKER_SCHEMES and "://" in url and parts.port != 0
-        except ValueError:
-            sound = False
-        if not sound:
+        if not _is_url(self.broker_url, _BROKER_SCHEMES):
             yield (
                 "COGNI_BROKER_URL is no URL of a broker; write "
                 "redis://:password@host:port/0 or amqp://user:password@host:port (rediss and "
