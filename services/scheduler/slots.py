@@ -32,7 +32,7 @@ _AROUND = timedelta(days=2)
 _WINDOW_MAX = timedelta(days=7)
 _WINDOW_SLOTS = 32
 # How often exclusions are looked at for one slot before the schedule is given up as empty, and
-# for all the slots of one search: a second, and a few.
+# for all the slots of one search. Chosen so that a clock is not held up for long, not tuned.
 _GAP_CHECKS_MAX = 50_000
 _CHECKS_MAX = 200_000
 _END_OF_TIME = datetime(9000, 1, 1, tzinfo=UTC)
