@@ -1,10 +1,12 @@
 """Fixtures on real software: one PostgreSQL and one Redis per test session, a database per test."""
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from urllib.parse import urlsplit
 
 import pytest
 import redis
+from hypothesis import settings
 
 from services.runtime.database import Database
 from services.runtime.pools import DatabaseLimits
@@ -13,6 +15,10 @@ from tests.servers import Servers
 from tests.tenant_wall import WallProof, prove_wall
 
 pytest_plugins = ["tests.plugins.mcp_server", "tests.plugins.one_stack", "tests.plugins.serving"]
+
+# Every short run searches the same examples, and none fails for a slow machine. Long ones explore.
+settings.register_profile("long", settings.get_profile("ci"), derandomize=False)
+settings.load_profile("long" if os.environ.get("LONG") else "ci")
 
 _SERVERS = pytest.StashKey[Servers]()
 
@@ -83,7 +89,7 @@ async def database(databases: Databases) -> AsyncIterator[DatabaseFactory]:
     yield open_clone
     for each in opened:
         await each.close()
-        await databases.drop(each.url)
+        await databases.give_back(each.url)
 
 
 @pytest.fixture

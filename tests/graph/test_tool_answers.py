@@ -197,6 +197,7 @@ async def test_a_post_is_told_refused_or_in_doubt(answer: Answer) -> None:
 @example(said([COMMENT]), said(COMMENT, 201), said([]))
 @example(said([COMMENT]), said(COMMENT, 201), said({}))
 @example(said([{**COMMENT, "user": "ann"}]), said(COMMENT, 201), said({}, 403))
+@example(said([{**COMMENT, "id": None}]), said({}, 302), said({}, 403))
 @LONG
 async def test_a_comment_is_told_refused_or_in_doubt(
     listed: Answer, made: Answer, user: Answer
@@ -207,7 +208,8 @@ async def test_a_comment_is_told_refused_or_in_doubt(
                 {"repository": REPOSITORY, "number": 7, "body": "Nice."}
             )
         except EgressError as doubt:
-            _check_doubt(doubt, made)
+            # A comment of an earlier try is found in the list, and nothing is posted.
+            _check_doubt(doubt, made if "POST" in network.methods else listed)
         else:
             check_told(told)
             told_no = isinstance(told, str)
