@@ -24,6 +24,7 @@ from services.runtime.interceptors import Deadlines, Gatekeeper, Observer, Pipel
 from services.runtime.loops import BackgroundLoop, Loops
 from services.runtime.port import Listen, ListenError
 from services.runtime.settings import ServerSettings
+from services.runtime.streams import StreamShare
 from services.runtime.telemetry import Telemetry
 from services.runtime.tls import server_credentials
 from services.runtime.tokens import TokenVerifier
@@ -37,6 +38,8 @@ KEEPALIVE_TIMEOUT_SECONDS = 10
 GC_ALLOCATIONS_MIN = 20_000
 #: Calls under way in one process, over all connections; more are refused at once.
 CONCURRENT_CALLS_MAX = 10_000
+#: Of these, the streams of one tenant, so that it cannot shut out the others.
+TENANT_STREAMS_MAX = 2_000
 #: Before the server stops it refuses new calls until none came for so long, within the second
 #: bound. grpc.aio takes calls from its queue one at a time, and stopping answers whatever waits
 #: there with a bare CANCELLED: 14 of 20 busy clients got it. Refused first, with a delay, they
@@ -149,6 +152,7 @@ class Server:
             gatekeeper,
             RuleSet(application.rules),
             Deadlines(settings.default_deadline_seconds, settings.max_deadline_seconds),
+            StreamShare(TENANT_STREAMS_MAX),
             drain,
         )
         self._server: grpc.aio.Server | None = None

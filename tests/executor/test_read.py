@@ -249,6 +249,20 @@ async def test_a_service_sees_the_changes_of_every_tenant_and_a_user_only_theirs
     assert borrowed.reason == "CURSOR_INVALID"
 
 
+async def test_the_schedulers_stream_is_not_shut_out_by_those_of_a_tenant(world: World) -> None:
+    calls = [world.executor().WatchRuns(pb.WatchRunsRequest()) for _ in range(5)]
+    for call in calls:
+        await call.read()
+
+    sixth = await refused(world.executor().WatchRuns(pb.WatchRunsRequest()))
+
+    calls.append(world.scheduler("*").WatchRuns(pb.WatchRunsRequest()))
+    assert sixth.reason == "LIMIT_EXCEEDED"
+    assert (await calls[-1].read()).cursor
+    for call in calls:
+        call.cancel()
+
+
 async def test_a_watcher_of_news_alone_is_not_told_what_was(world: World) -> None:
     grant_id = await world.grant()
     await world.start(grant_id)

@@ -13,7 +13,8 @@ import pytest
 from services.runtime import server
 from services.runtime.settings import ServerSettings
 from tests.plugins import serving
-from tests.plugins.calls import feed
+from tests.plugins.calls import Refusal, feed, refusal_of, refused, watch
+from tests.plugins.identities import Identities
 from tests.plugins.pets import FeedPetRequest, FeedPetResponse, UnbuiltPets, pet_application
 from tests.plugins.serving import Served, ServeService
 
@@ -186,3 +187,50 @@ async def test_a_message_over_the_limit_is_refused_either_way_and_harms_no_other
         assert f"{what} message larger than max" in str(refusal.value.details())
         assert "65536" in str(refusal.value.details())
     assert len((await call(FeedPetRequest(name=str(63 * 1024)))).name) == 63 * 1024
+
+
+class Watched(UnbuiltPets):
+    """Says one word, and no more until the client goes away."""
+
+    async def WatchPet(self, request: Any, context: Any) -> Any:  # noqa: N802
+        yield FeedPetResponse(name="here")
+        await asyncio.Event().wait()
+
+
+async def test_a_tenants_streams_are_limited_and_shut_out_nobody_else(
+    serve_service: ServeService,
+    identities: Identities,
+    user: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "TENANT_STREAMS_MAX", 2)
+    served = await serve_service("ledger", pet_application(Watched()))
+    theirs, ours = served.channel(user), identities.service_token("executor", "ledger", "*")
+    held = [await _begun(theirs) for _ in range(2)]
+
+    refusal = await refused(watch(theirs)(FeedPetRequest()))
+
+    assert refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "2 streams per tenant" in refusal.message
+    other = served.channel(identities.user_token("other", scopes={"pets:read"}))
+    held += [await _begun(other), *[await _begun(served.channel(ours)) for _ in range(3)]]
+    held[0].cancel()
+    async with asyncio.timeout(WAIT_SECONDS):
+        while isinstance(again := await _tried(theirs), Refusal):
+            continue
+    for each in (*held, again):
+        each.cancel()
+
+
+async def _begun(channel: grpc.aio.Channel) -> Any:
+    """A stream whose first message has come."""
+    call = watch(channel)(FeedPetRequest())
+    assert (await call.read()).name == "here"
+    return call
+
+
+async def _tried(channel: grpc.aio.Channel) -> Any:
+    try:
+        return await _begun(channel)
+    except grpc.aio.AioRpcError as error:
+        return refusal_of(error)

@@ -58,7 +58,7 @@ class ChangeWatch:
 
         With ALL_TENANTS the changes of every tenant come, and the cursor is for that alone.
         """
-        with self._counted():
+        with self._counted(tenant_id):
             position = await self._start(stream, tenant_id, cursor, from_now=from_now)
             silent_seconds = _HEARTBEAT_SECONDS
             while True:
@@ -98,8 +98,9 @@ class ChangeWatch:
             return
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
-        if self._count >= self._streams_max:
+    def _counted(self, tenant_id: str) -> Iterator[None]:
+        # The Scheduler's own streams must not be shut out by those of its tenants.
+        if self._count >= self._streams_max and tenant_id != ALL_TENANTS:
             raise limit("watch streams", f"{self._streams_max} streams per server process")
         self._count += 1
         try:

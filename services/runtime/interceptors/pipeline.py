@@ -30,6 +30,7 @@ from services.runtime.interceptors.status import (
 )
 from services.runtime.interceptors.timeout import Timeout
 from services.runtime.logs import log_context
+from services.runtime.streams import StreamShare
 from services.runtime.validation import RuleSet
 
 _log = logging.getLogger(__name__)
@@ -68,12 +69,14 @@ class Pipeline(grpc.aio.ServerInterceptor):
         gatekeeper: Gatekeeper,
         rules: RuleSet,
         deadlines: Deadlines,
+        streams: StreamShare,
         drain: Drain,
     ) -> None:
         self._observer = observer
         self._gatekeeper = gatekeeper
         self._rules = rules
         self._deadlines = deadlines
+        self._streams = streams
         self._drain = drain
         #: How many calls came after the drain began.
         self.refused_by_drain = 0
@@ -163,7 +166,8 @@ class Pipeline(grpc.aio.ServerInterceptor):
                     caller = await self._admit(access, metadata, call)
                     with acting_as(caller), log_context(tenant_id=caller.tenant_id):
                         self._rules.check(request)
-                        await _copy(behaviour(request, context), context)
+                        with self._streams.held(caller.tenant_id):
+                            await _copy(behaviour(request, context), context)
                 except BaseException as error:
                     await _refuse(context, error, call)
 
