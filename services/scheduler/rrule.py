@@ -12,6 +12,7 @@ from functools import lru_cache
 from itertools import islice
 
 _DAY = timedelta(days=1)
+_SECOND = timedelta(seconds=1)
 RULE_LENGTH_MAX = 1000
 COUNT_MAX = 10_000
 INTERVAL_MAX = 1000
@@ -241,7 +242,7 @@ def parse_rrule(rule: str, start: datetime) -> Rrule:
     weekdays = _by_day(parts.pop("BYDAY", None), frequency)
     numbers = {name: _numbers(name, text) for name, text in parts.items()}
     _check_combination(numbers, weekdays, frequency)
-    start = start.replace(microsecond=0)
+    start = _whole_second(start)
     by_days = _filled_days(numbers, weekdays, frequency, start)
     return Rrule(
         start=start,
@@ -276,6 +277,15 @@ def _parts(rule: str) -> dict[str, str]:
             raise RruleError(f"{name} is not supported")
         parts[name] = value
     return parts
+
+
+def _whole_second(start: datetime) -> datetime:
+    """The first whole second from `start` on: one before it would not belong to the rule."""
+    second = start.replace(microsecond=0)
+    try:
+        return second + _SECOND if start.microsecond else second
+    except OverflowError:
+        return second  # The last second there is.
 
 
 def _frequency(text: str | None) -> Frequency:

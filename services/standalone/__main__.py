@@ -47,8 +47,18 @@ SettingOption = Annotated[
 ]
 SubjectOption = Annotated[str, typer.Option(help="Who the caller is (`sub`).")]
 TenantOption = Annotated[str, typer.Option(help="The tenant the caller belongs to.")]
+
+
+def _known(scopes: list[str] | None) -> list[str] | None:
+    unknown = ", ".join(each for each in scopes or () if each not in ALL_SCOPES)
+    if unknown:
+        raise typer.BadParameter(f"No call asks for {unknown}. Known are {', '.join(ALL_SCOPES)}.")
+    return scopes
+
+
 ScopeOption = Annotated[
-    list[str] | None, typer.Option("--scope", help="A scope; repeat it. Default: all.")
+    list[str] | None,
+    typer.Option("--scope", callback=_known, help="A scope; repeat it. Default: all."),
 ]
 HoursOption = Annotated[float, typer.Option("--ttl-hours", help="How long the token is good for.")]
 

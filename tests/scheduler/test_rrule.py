@@ -144,6 +144,18 @@ def test_the_last_of_many_rare_occurrences_is_not_looked_for_for_ever(
     assert len(periods) < 300 * 366
 
 
+def test_a_rule_that_begins_within_a_second_begins_with_the_next() -> None:
+    begin = START.replace(tzinfo=UTC, microsecond=1)
+
+    found = Slots(Spec(RruleRecurrence("FREQ=DAILY;COUNT=2"), ONCE_A_DAY, start_time=begin))
+
+    first = START.replace(tzinfo=UTC, second=1)
+    assert [each.time for each in found.between(begin, begin + timedelta(days=9))] == [
+        first,
+        first + timedelta(days=1),
+    ]
+
+
 def test_slots_of_a_rule_follow_the_zone() -> None:
     spec = Spec(
         RruleRecurrence("FREQ=MONTHLY;BYDAY=MO,TU,WE,TH,FR;BYSETPOS=-1;BYHOUR=9;BYMINUTE=0"),

@@ -455,8 +455,9 @@ class RruleRecurrence(_message.Message):
     rule: _builtins.str
     """The value of an RRULE property, for example
     "FREQ=MONTHLY;BYDAY=MO,TU,WE,TH,FR;BYSETPOS=-1;BYHOUR=9". DTSTART is the
-    spec's start_time seen in the spec's time zone, which is then required.
-    FREQ may be YEARLY, MONTHLY, WEEKLY or DAILY; UNTIL belongs into end_time.
+    spec's start_time seen in the spec's time zone, which is then required;
+    within a second it is the next whole one. FREQ may be YEARLY, MONTHLY,
+    WEEKLY or DAILY; UNTIL belongs into end_time.
     """
     def __init__(
         self,
