@@ -35,8 +35,6 @@ from services.runtime.errors import ErrorKind, ServiceError
 from services.runtime.opaque import seal, unseal
 
 BATCH_ROWS_MAX = 1000
-# For statements written by hand: the condition under which a row's place is final.
-SETTLED = "xid < pg_snapshot_xmin(pg_current_snapshot())"
 
 
 class Xid8(UserDefinedType[int]):

@@ -11,7 +11,7 @@ from typing import Any
 from services.ledger.assets import ASSETS
 from services.ledger.budgets import Budget, BudgetPeriod, budget_of
 from services.ledger.store import Transaction
-from services.runtime.cursor import SETTLED, Position
+from services.runtime.cursor import Position
 
 #: Notified when budgets changed.
 BUDGETS_CHANNEL = "ledger_budgets"
@@ -55,10 +55,10 @@ WHERE period_end_time <= cogni_now() ORDER BY period_end_time LIMIT $1
 
 _HORIZON = "SELECT pg_snapshot_xmin(pg_current_snapshot())"
 
-_CHANGES = f"""
+_CHANGES = """
 SELECT xid, id, tenant_id, budget, change_time FROM budget_changes
-WHERE (xid, id) > ($1::xid8, $2::bigint) AND {SETTLED} AND ($3::text IS NULL OR tenant_id = $3)
-ORDER BY xid, id LIMIT $4
+WHERE (xid, id) > ($1::xid8, $2::bigint) AND xid < $5::xid8
+AND ($3::text IS NULL OR tenant_id = $3) ORDER BY xid, id LIMIT $4
 """
 
 
@@ -142,8 +142,9 @@ async def changes(
     tx: Transaction, tenant_id: str | None, after: Position, limit: int
 ) -> tuple[list[BudgetChange], Position]:
     """Return the next final changes of one tenant, or of all, and the place after them."""
+    # What becomes final after this is told by the next read: told now, it would be told twice.
     end = await horizon(tx)
-    rows = await tx.fetch(_CHANGES, after.xid, after.id, tenant_id, limit)
+    rows = await tx.fetch(_CHANGES, after.xid, after.id, tenant_id, limit, end.xid)
     found = [
         BudgetChange(budget_of(row["tenant_id"], json.loads(row["budget"])), row["change_time"])
         for row in rows
