@@ -99,6 +99,7 @@ async def test_a_changed_source_is_another_revision(tmp_path: Path) -> None:
         ("./agent.py:number", "is of the type int; it must be a StateGraph"),
         ("./agent.py:failing", "raised RuntimeError: no database"),
         ("./raises.py:graph", "raised ZeroDivisionError"),
+        ("./quotes.py:graph", "raised OSError: postgresql://ann:[redacted]@db is away"),
         ("./exits.py:graph", "raised SystemExit"),
         ("./wrong.py:graph", "raised SyntaxError"),
         ("no.such.module:graph", "raised ModuleNotFoundError"),
@@ -120,6 +121,7 @@ async def test_a_broken_graph_is_published_with_the_reason_and_harms_no_other(
         exits="raise SystemExit(3)",
         wrong="def",
         reads="open('nothing.txt')",
+        quotes="raise OSError('postgresql://ann:secret@db is away')",
     )
 
     broken, sound = await catalogue.published()

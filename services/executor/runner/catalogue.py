@@ -18,6 +18,7 @@ from langgraph.pregel import Pregel
 from services.executor.graphs import Graph, GraphState
 from services.executor.runner.describing import AnyGraph, described
 from services.executor.runner.project import ProjectError, read_project
+from services.runtime.logs import redact
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +28,10 @@ _FILES_MAX = 5000
 
 class CatalogueError(Exception):
     """Raised when a graph cannot be run here; the text says why."""
+
+    def __init__(self, sentence: str) -> None:
+        # Every tenant reads it, and what graph code raises may quote the URL of its database.
+        super().__init__(redact(sentence))
 
 
 class _NotThere(Exception):
