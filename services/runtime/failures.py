@@ -50,7 +50,14 @@ def while_connecting() -> Iterator[None]:
     """Turn whatever keeps a connection from being had into ServiceError UNAVAILABLE."""
     try:
         yield
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, SQLAlchemyError) as error:
+    except (
+        OSError,
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        # Of a PostgreSQL that shut down between the login and the first statement.
+        asyncpg.InternalClientError,
+        SQLAlchemyError,
+    ) as error:
         # TimeoutError, also of a full pool, is an OSError.
         raise unavailable(_UNREACHABLE, retry_after=_RETRY_AFTER) from error
 

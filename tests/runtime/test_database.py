@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from dataclasses import replace
 from datetime import timedelta
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -160,6 +161,39 @@ async def test_a_full_pool_is_unavailable_after_its_wait(database):
 async def enter(transaction):
     async with transaction as tx:
         return tx
+
+
+@contextlib.asynccontextmanager
+async def shut_down_after_the_login(url):
+    """The URL of a PostgreSQL that says so of itself as soon as it has let a client in."""
+    server = urlsplit(url)
+    ready, said = b"Z\0\0\0\5I", b"SFATAL\0VFATAL\0C57P01\0Mterminating connection\0\0"
+    gone = b"E" + (len(said) + 4).to_bytes(4) + said
+
+    async def forward(reader, writer):
+        while part := await reader.read(65_536):
+            writer.write(part + gone if part.endswith(ready) else part)
+        writer.close()
+
+    async def relay(reader, writer):
+        theirs = await asyncio.open_connection(server.hostname, server.port)
+        with contextlib.suppress(ConnectionError):
+            await asyncio.gather(forward(reader, theirs[1]), forward(theirs[0], writer))
+
+    listening = await asyncio.start_server(relay, "127.0.0.1", 0)
+    async with listening:
+        port = listening.sockets[0].getsockname()[1]
+        yield url.replace(f":{server.port}/", f":{port}/")
+
+
+async def test_a_server_that_shuts_down_right_after_the_login_is_unavailable(db):
+    async with shut_down_after_the_login(db.url) as url:
+        startled = Database.open(url, "notes")
+        for transaction in (startled.tenant, startled.raw_tenant):
+            with pytest.raises(ServiceError) as refusal:
+                await enter(transaction("t1"))
+            assert refusal.value.kind == ErrorKind.UNAVAILABLE
+        await startled.close()
 
 
 async def test_a_database_that_is_away_is_unavailable_and_named_without_its_password():
