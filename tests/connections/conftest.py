@@ -10,7 +10,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import hypothesis
 import pytest
 
 from cogni.connections.v1 import connection_pb2, credential_pb2
@@ -48,10 +47,6 @@ from services.standalone import pds
 from tests.databases import DatabaseFactory
 from tests.plugins.identities import Identities
 from tests.plugins.serving import Served, ServeService
-
-# A busy machine is no defect: pytest's own timeout bounds each test.
-hypothesis.settings.register_profile("unhurried", deadline=None)
-hypothesis.settings.load_profile("unhurried")
 
 CANARY = "CANARY-5d1f-secret"
 PASSWORD = f"{CANARY}-app-password"

@@ -38,7 +38,7 @@ OLD, NEW = os.urandom(32), os.urandom(32)
 BLOBS = ("wrapped_key", "nonce", "ciphertext", "commitment")
 SEALED = ("key_id", *BLOBS)
 #: The database outlives an example: each puts back what it changed.
-SHARED = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+SHARED = settings(max_examples=50, suppress_health_check=list(HealthCheck))
 
 
 @dataclass

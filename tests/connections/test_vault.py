@@ -32,13 +32,13 @@ def opened(envelope: Envelope, binding: Binding = BINDING, ring: KeyRing = RING)
 
 
 @given(st.binary(max_size=4000), bindings)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_was_sealed_comes_back(plaintext: bytes, binding: Binding) -> None:
     assert opened(sealed(plaintext, binding), binding) == plaintext
 
 
 @given(st.sampled_from(BLOBS), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_flipped_bit_anywhere_goes_unnoticed(field: str, data: st.DataObject) -> None:
     envelope = sealed()
     blob = bytearray(getattr(envelope, field))
@@ -50,7 +50,7 @@ def test_no_flipped_bit_anywhere_goes_unnoticed(field: str, data: st.DataObject)
 
 
 @given(st.sampled_from(BLOBS), st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_no_truncated_or_extended_part_opens(field: str, data: st.DataObject) -> None:
     envelope = sealed()
     blob = getattr(envelope, field)
@@ -62,7 +62,7 @@ def test_no_truncated_or_extended_part_opens(field: str, data: st.DataObject) ->
 
 
 @given(bindings, bindings)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_an_envelope_moved_to_another_row_stays_shut(home: Binding, other: Binding) -> None:
     if home == other:
         return

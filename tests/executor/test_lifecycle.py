@@ -215,7 +215,6 @@ def test_no_walk_of_any_kind_breaks_a_run(databases: Databases) -> None:
         Lifecycle.TestCase.settings = settings(
             max_examples=15,
             stateful_step_count=25,
-            deadline=None,
             derandomize=True,
             suppress_health_check=list(HealthCheck),
         )

@@ -172,7 +172,7 @@ async def test_whichever_entry_is_touched_and_however_it_is_the_one_that_is_name
     leaves = [number for number, line in enumerate(signed) if b'"kind"' in line]
     places = st.integers(0, len(leaves) - 1)
 
-    @settings(max_examples=TAMPERINGS, deadline=None, database=None)
+    @settings(max_examples=TAMPERINGS, database=None)
     @given(
         way=st.sampled_from(["alter", "remove", "swap", "repeat", "move", "cut off"]),
         one=places,

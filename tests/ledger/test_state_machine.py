@@ -406,7 +406,6 @@ def test_the_books_agree_with_a_simple_model_through_crashes(
         settings=settings(
             max_examples=EXAMPLES,
             stateful_step_count=30,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
             print_blob=True,
         ),

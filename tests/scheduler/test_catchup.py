@@ -95,7 +95,7 @@ def test_a_year_of_missed_slots_is_planned_in_bounded_memory(spec: Spec) -> None
     jitter=st.timedeltas(timedelta(0), timedelta(minutes=2)),
     share=st.floats(0, 0.999),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_due_slot_is_dealt_with_once_and_in_order(
     late: timedelta,
     mode: CatchUpMode,

@@ -67,7 +67,7 @@ def rules(draw: Any) -> str:
 
 
 @given(rule=rules(), days=st.integers(0, 2500), start=st.integers(0, 800))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_any_window_of_a_rule_equals_dateutils(rule: str, days: int, start: int) -> None:
     begin = START + timedelta(days=start)
     parsed = parse_rrule(rule, begin)
@@ -84,7 +84,7 @@ def test_any_window_of_a_rule_equals_dateutils(rule: str, days: int, start: int)
 
 
 @given(rule=rules(), count=st.integers(1, 40))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_count_ends_a_rule_as_dateutil_does(rule: str, count: int) -> None:
     assume("BYSETPOS" not in rule)
     assume(next(parse_rrule(rule, START).between(START, START + timedelta(days=4400)), None))
@@ -96,7 +96,7 @@ def test_count_ends_a_rule_as_dateutil_does(rule: str, count: int) -> None:
 
 
 @given(rule=rules(), count=st.integers(1, 40), seconds=st.integers(-86_400, 200 * 86_400))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_search_from_within_a_period_finds_what_a_walk_finds(
     rule: str, count: int, seconds: int
 ) -> None:

@@ -123,7 +123,7 @@ def test_default_policies_around_every_clock_change_equal_debian_cron(zone: str)
     ),
     cut=st.timedeltas(timedelta(0), timedelta(days=9)),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_answer_depends_on_where_the_search_begins(
     zone: str, expression: str, gap: GapPolicy, fold: FoldPolicy, start: datetime, cut: timedelta
 ) -> None:
