@@ -6,7 +6,7 @@ temporary folders), and opening them to the world is not ours to do. So when `no
 get there, the cluster lives in a folder of its own under /var/lib/cogni, named after the data
 directory, and programs that cannot be reached are hard-linked (or copied) beside it. A data
 directory inside the temporary folder, or one that need not survive, has its cluster inside the
-temporary folder too, where clusters are cleared away once their data directory is gone.
+temporary folder too, where both are cleared away once what they belong to is gone.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from typing import Final
 from services.standalone.errors import StandaloneError
 
 UNPRIVILEGED_USER: Final = "nobody"
-#: In a moved cluster's folder: the data directory it belongs to.
+#: In a folder that was moved: the data directory, or the wheel's programs, that it belongs to.
 ORIGIN: Final = "data-dir"
 DURABLE_ROOT: Final = Path("/var/lib/cogni")
 
@@ -54,14 +54,14 @@ class Residence:
         reached = home
         if not _reachable(home / "bin", owner):
             digest = hashlib.sha256(os.fsencode(home)).hexdigest()[:12]
-            reached = elsewhere / f"{home.name}-{digest}"
+            reached = elsewhere / f"programs-{digest}" / home.parent.name / home.name
         return cls(data_dir, cluster, reached, home, owner)
 
     def prepare(self) -> None:
         """Makes the folders above the cluster and brings the programs within reach."""
         if self.owner is None:
             return
-        for path in {self.cluster_dir.parent, self.home}:
+        for path in {self.cluster_dir.parent, self._programs}:
             root = _moved_root(path)
             if root is not None:
                 root.mkdir(parents=True, exist_ok=True)
@@ -92,21 +92,32 @@ class Residence:
         target = self.cluster_dir.parent if self.owner is not None and moved else self.cluster_dir
         shutil.rmtree(target, ignore_errors=True)
 
+    @property
+    def _programs(self) -> Path:
+        """The folder of the wheel's package, and of the libraries its programs look for there."""
+        return self.home.parents[1]
+
     def _bring_programs(self) -> None:
-        partial = Path(tempfile.mkdtemp(dir=self.home.parent, prefix=f"{self.home.name}."))
-        shutil.copytree(
-            self.source_home,
-            partial,
-            copy_function=_link_or_copy,
-            dirs_exist_ok=True,
-            symlinks=True,
-        )
-        partial.chmod(0o755)
+        partial = Path(tempfile.mkdtemp(dir=self._programs.parent, prefix="programs."))
+        package = self.source_home.parent
+        home = partial / package.name / self.source_home.name
+        _bring(self.source_home, home)
+        # Where auditwheel puts what a wheel's programs load: they find it by their own place.
+        libraries = package.with_name(f"{package.name}.libs")
+        if libraries.is_dir():
+            _bring(libraries, partial / libraries.name)
+        (partial / ORIGIN).write_text(str(self.source_home), encoding="utf-8")
+        for folder in (partial, home.parent):
+            folder.chmod(0o755)
         try:
-            partial.rename(self.home)
+            partial.rename(self._programs)
         except OSError:
             # Another start won the race and its copy is as good.
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _bring(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, copy_function=_link_or_copy, symlinks=True)
 
 
 def _temporary_root() -> Path:

@@ -2,11 +2,15 @@
 
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
 
+from services.standalone import postgres
 from services.standalone.postgres import EmbeddedPostgres
+from services.standalone.residence import Residence
+from services.standalone.wheels import postgres_home
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="others' clusters are where they say")
 
@@ -38,3 +42,28 @@ def test_a_cluster_stays_in_a_data_directory_that_the_unprivileged_user_can_reac
 
     assert cluster.cluster_dir == open_folder / "data" / "postgres"
     open_folder.rmdir()
+
+
+def test_programs_that_the_unprivileged_user_cannot_reach_run_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As in a clone below `mktemp -d`, with an environment of its own.
+    package = postgres_home().parent
+    for part in (package, package.with_name(f"{package.name}.libs")):
+        if part.is_dir():
+            shutil.copytree(part, tmp_path / part.name, symlinks=True)
+    tmp_path.chmod(stat.S_IRWXU)
+    home = tmp_path / package.name / postgres_home().name
+    monkeypatch.setattr(postgres, "postgres_home", lambda: home)
+    cluster = EmbeddedPostgres(tmp_path / "data", durable=False)
+    cluster.data_dir.mkdir()
+
+    cluster.initialise()
+
+    assert (cluster.cluster_dir / "PG_VERSION").exists()
+    cluster.destroy()
+    brought = Residence.choose(tmp_path / "data", home, durable=False).home
+    assert brought.exists()
+    shutil.rmtree(home)
+    Residence.choose(tmp_path / "next", postgres_home(), durable=False).prepare()
+    assert not brought.exists(), "nobody needs them any more"
